@@ -1,0 +1,65 @@
+//! What every engine does.
+
+use std::ops::Range;
+
+use crate::{Call, Element, Forward, HostInputs, Problem, RunError, Weights};
+
+/// An engine that carries out problems on tensors of element type `T` in host memory.
+///
+/// ```
+/// use local_attention::{
+///     AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+///     Reference, cpu::Cpu,
+/// };
+///
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(2).causal(true))?;
+/// let data = [1.0_f32, 0.0, 0.0, 1.0, 1.0, 1.0, 0.5, 0.5];
+/// let x = HostTensor::new(&data, [1, 4, 2])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+/// let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?)?;
+///
+/// let fast = Cpu::new().forward(&problem, &inputs, &Call::default())?;
+/// let oracle = Reference::<f32>::new().forward(&problem, &inputs, &Call::default())?;
+/// assert_eq!(fast.shape, [1, 4, 2]);
+/// assert!(fast.out.iter().zip(&oracle.out).all(|(a, b)| (a - b).abs() < 1e-6));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Engine<T: Element> {
+    /// `softmax(q k^T * scale + bias, over what each query sees) v`, of shape
+    /// [`Problem::out_shape`].
+    ///
+    /// # Errors
+    /// Tensors that are not what the problem describes, or memory that cannot be had.
+    fn forward(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Forward<T>, RunError>;
+
+    /// The attention weights of a range of queries, before dropout, and the key of each slot.
+    /// Takes `batch * queries * slots` numbers of memory: ask for few queries at a time.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and a range outside the problem's queries.
+    fn weights(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        queries: Range<usize>,
+    ) -> Result<Weights<T>, RunError>;
+}
+
+/// A vector of zeros, or a typed error where memory for it cannot be had.
+pub(crate) fn zeros<T: Clone + Default>(
+    what: &'static str,
+    dims: &[usize],
+) -> Result<Vec<T>, RunError> {
+    let elements = crate::shape::saturating_product(dims);
+    let fail = || RunError::OutOfMemory { what, elements };
+    let len = usize::try_from(elements).map_err(|_| fail())?;
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|_| fail())?;
+    data.resize(len, T::default());
+    Ok(data)
+}

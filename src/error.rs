@@ -1,0 +1,300 @@
+//! Typed errors: each names the argument, what was given and what is allowed.
+
+use thiserror::Error;
+
+/// A [`LocalAttentionConfig`](crate::LocalAttentionConfig) that the module cannot be built from.
+///
+/// Only what is in effect is rejected: an odd `dim` is fine while rotary embeddings are off.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// `window_size` below 1.
+    #[error("window_size is {got}: it must be at least 1")]
+    WindowSize {
+        /// The value given.
+        got: i64,
+    },
+    /// `look_backward` below 0.
+    #[error("look_backward is {got}: it counts windows and must be at least 0")]
+    LookBackward {
+        /// The value given.
+        got: i64,
+    },
+    /// `look_forward` below 0.
+    #[error("look_forward is {got}: it counts windows and must be at least 0")]
+    LookForward {
+        /// The value given.
+        got: i64,
+    },
+    /// `look_forward` above 0 together with `causal`.
+    #[error(
+        "look_forward is {got} with causal = true: you cannot look forward if causal, it must be 0 or unset"
+    )]
+    CausalLookForward {
+        /// The value given.
+        got: i64,
+    },
+    /// `dropout` outside `[0, 1)`.
+    #[error("dropout is {got}: it is a probability and must be at least 0 and below 1")]
+    Dropout {
+        /// The value given.
+        got: f64,
+    },
+    /// A rotary dimension that is odd or below 2, with rotary embeddings on.
+    #[error(
+        "{argument} is {got}: with rotary embeddings on, the rotary dimension must be even and at least 2"
+    )]
+    RotaryDim {
+        /// `dim`, or `rel_pos_emb_config[0]` which overrides it.
+        argument: &'static str,
+        /// The value given.
+        got: i64,
+    },
+    /// An empty `rel_pos_emb_config`, with rotary embeddings on.
+    #[error(
+        "rel_pos_emb_config is []: its first element is the rotary dimension and must be there"
+    )]
+    RelPosEmbConfigEmpty,
+    /// `scale` that is not a finite number.
+    #[error("scale is {got}: it must be a finite number, or unset for head_dim^-0.5")]
+    Scale {
+        /// The value given.
+        got: f64,
+    },
+    /// `xpos_scale_base` that is 0 or not finite, where xpos factors are computed.
+    #[error("xpos_scale_base is {got}{}: xpos factors divide by it, so it must be a finite number other than 0", if *.defaulted { " (the default, window_size // 2)" } else { "" })]
+    XposScaleBase {
+        /// The value in effect.
+        got: f64,
+        /// Whether it is the default, `window_size // 2`.
+        defaulted: bool,
+    },
+}
+
+/// Shapes that do not fit each other or the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// A tensor with the wrong number of dimensions.
+    #[error("{tensor} has shape {got:?}: it must be {allowed}")]
+    Rank {
+        /// `q`, `k`, `v`, `mask`, `input_mask` or `attn_bias`.
+        tensor: &'static str,
+        /// The shape given.
+        got: Vec<usize>,
+        /// The shapes allowed, in words.
+        allowed: &'static str,
+    },
+    /// Data of another length than its shape says.
+    #[error("a tensor of shape {shape:?} was given {got} elements: it needs {}", expected.map_or("more than this machine can address".to_owned(), |e| format!("exactly {e}")))]
+    DataLength {
+        /// The shape given.
+        shape: Vec<usize>,
+        /// Elements given.
+        got: usize,
+        /// Elements needed; `None` where the product overflows.
+        expected: Option<usize>,
+    },
+    /// Strides that do not match the shape or leave the data.
+    #[error(
+        "strides {strides:?} with offset {offset} do not fit a tensor of shape {shape:?} in {len} elements: one stride a dimension, every element inside the data"
+    )]
+    Strides {
+        /// The shape given.
+        shape: Vec<usize>,
+        /// The strides given, in elements.
+        strides: Vec<isize>,
+        /// The offset given, in elements.
+        offset: usize,
+        /// Elements in the data.
+        len: usize,
+    },
+    /// A length or size of 0 where at least 1 is needed.
+    #[error("{argument} is 0: it must be at least 1")]
+    Zero {
+        /// `seq_len`, `key_len`, `head_dim`, mask or bias rows.
+        argument: &'static str,
+    },
+    /// A length, batch or size above what positions are counted with.
+    #[error("{argument} is {got}: it must be at most {max}")]
+    TooLarge {
+        /// The quantity.
+        argument: &'static str,
+        /// Its value, saturated.
+        got: u128,
+        /// The largest one allowed.
+        max: u128,
+    },
+    /// A query range outside the sequence.
+    #[error("query is {start}..{end}: it must lie within 0..{seq_len}")]
+    QueryRange {
+        /// First query.
+        start: usize,
+        /// One past the last query.
+        end: usize,
+        /// Length of the query axis.
+        seq_len: usize,
+    },
+    /// The window override below 1.
+    #[error("window_size (of the call) is {got}: it must be at least 1")]
+    Window {
+        /// The value given.
+        got: i64,
+    },
+    /// The window override without `use_xpos`.
+    #[error(
+        "window_size (of the call) is {got} with use_xpos = false: cannot perform window size extrapolation if xpos is not turned on"
+    )]
+    WindowNeedsXpos {
+        /// The value given.
+        got: i64,
+    },
+    /// A sequence that windows do not divide.
+    #[error("sequence length {len} must be divisible by window size {window} for local attention{}", if *.autopad { " (autopad pads to the constructor's window_size only)" } else { " (or set autopad)" })]
+    Indivisible {
+        /// The length, after autopad.
+        len: usize,
+        /// The window in effect.
+        window: usize,
+        /// Whether `autopad` was on.
+        autopad: bool,
+    },
+    /// A head_dim other than the rotary dimension.
+    #[error(
+        "head_dim is {head_dim} with a rotary dim of {dim}: they must be equal (partial rotary is not supported)"
+    )]
+    RotaryDim {
+        /// Feature size of q and k.
+        head_dim: usize,
+        /// The rotary dimension of the configuration.
+        dim: i64,
+    },
+    /// Keys whose length does not pad to that of the queries.
+    #[error("{tensor} has length {got}: padded to {multiple} it must be {padded} like the queries, so {} to {padded} is allowed", (*padded).saturating_sub(multiple - 1))]
+    KeyLength {
+        /// `k` or `v`.
+        tensor: &'static str,
+        /// The length given.
+        got: usize,
+        /// What lengths are padded to: `window_size` with autopad, else 1.
+        multiple: usize,
+        /// The padded length of the queries.
+        padded: usize,
+    },
+    /// k and v of different lengths or batches, or other feature sizes than q.
+    #[error("{tensor} has shape {got:?}: {allowed}")]
+    Mismatch {
+        /// `k` or `v`.
+        tensor: &'static str,
+        /// The shape given.
+        got: Vec<usize>,
+        /// What is allowed, in words.
+        allowed: String,
+    },
+    /// A K/V batch that is neither 1 nor the queries'.
+    #[error("k and v have a packed batch of {got}: it must be {batch}, the queries', or 1")]
+    KvBatch {
+        /// Product of the leading dimensions of k and v.
+        got: usize,
+        /// Product of the leading dimensions of q.
+        batch: usize,
+    },
+    /// Mask or bias rows that do not divide the batch.
+    #[error("{tensor} has {got} rows: their number must divide the packed batch of {batch}")]
+    Rows {
+        /// `mask` or `attn_bias`.
+        tensor: &'static str,
+        /// Rows given.
+        got: usize,
+        /// Product of the leading dimensions of q.
+        batch: usize,
+    },
+    /// A mask of the wrong length.
+    #[error("mask has length {got}: {} to {padded} is allowed", if *.autopad { padded.saturating_sub(window - 1).max(1) } else { *padded })]
+    MaskLength {
+        /// The length given.
+        got: usize,
+        /// The padded length of the queries.
+        padded: usize,
+        /// The window in effect, which masks are padded to.
+        window: usize,
+        /// Whether `autopad` was on.
+        autopad: bool,
+    },
+    /// A bias of the wrong size on one axis.
+    #[error("attn_bias has size {got} on its {axis} axis: it must be 1 or {expected}")]
+    BiasSize {
+        /// `query` or `slot`.
+        axis: &'static str,
+        /// The size given.
+        got: usize,
+        /// Window size, or slots a window.
+        expected: usize,
+    },
+}
+
+/// A call that could not be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A tensor of another shape than the problem was made for.
+    #[error("{tensor} has shape {got:?}: this problem needs {expected:?}")]
+    TensorShape {
+        /// `q`, `k`, `v`, `mask` or `attn_bias`.
+        tensor: &'static str,
+        /// The shape given.
+        got: Vec<usize>,
+        /// The shape the problem describes.
+        expected: Vec<usize>,
+    },
+    /// A tensor that the problem describes and the call did not bring.
+    #[error("{tensor} is missing: the problem was made with one")]
+    MissingTensor {
+        /// `mask` or `attn_bias`.
+        tensor: &'static str,
+    },
+    /// A tensor that the call brought and the problem does not describe.
+    #[error("{tensor} was given: the problem was made without one")]
+    UnexpectedTensor {
+        /// `mask` or `attn_bias`.
+        tensor: &'static str,
+    },
+    /// A range of queries, for attention weights, outside the problem's.
+    #[error(
+        "queries is {start}..{end}: it must lie within {first}..{last}, the queries of the problem"
+    )]
+    Queries {
+        /// First query asked for.
+        start: usize,
+        /// One past the last query asked for.
+        end: usize,
+        /// First query of the problem.
+        first: usize,
+        /// One past the last query of the problem.
+        last: usize,
+    },
+    /// Memory for a result or for scratch that could not be had.
+    #[error("{what} of {elements} elements could not be allocated")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How many elements, saturated.
+        elements: u128,
+    },
+    /// A thread pool that could not be made.
+    #[error("threads is {threads}: no pool of that size could be started ({reason})")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+    /// An instruction set that this machine does not have.
+    #[error("isa is {isa}: this machine has {available}")]
+    Isa {
+        /// The one asked for.
+        isa: &'static str,
+        /// Those present, by name.
+        available: String,
+    },
+}

@@ -1,0 +1,202 @@
+//! Who sees whom: windows, slots and visible ranges, from indices alone.
+
+use std::ops::Range;
+
+use crate::{LocalAttentionConfig, ReferenceQuirks};
+
+/// Which keys each query sees, before any mask.
+///
+/// A sequence is cut into windows of `W = window()` positions. A query in window `w` gathers the
+/// `J = slots()` positions of the windows `w - look_backward ..= w + look_forward`; slot `s` of
+/// window `w` is position `(w - look_backward) * W + s`. Of these it sees one contiguous range,
+/// [`visible_range`](Self::visible_range).
+///
+/// ```
+/// use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
+///
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(4).causal(true))?;
+/// let problem = attention.problem(&AttentionShape::new([1], 16, 8))?;
+/// let geometry = problem.geometry();
+/// // Query 9 is in the third window: it sees the window before and its own up to itself.
+/// assert_eq!(geometry.visible_range(9), 4..10);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WindowGeometry {
+    window: usize,
+    look_backward: usize,
+    look_forward: usize,
+    causal: bool,
+    exact: Option<Reach>,
+    seq_len: usize,
+    key_len: usize,
+    padded_len: usize,
+    visible_padding: bool,
+    tail_aligned: bool,
+}
+
+/// How far an exact window reaches, in positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Reach {
+    backward: usize,
+    forward: usize,
+}
+
+/// How a block of keys relates to a block of queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TileKind {
+    /// No query sees any of the keys.
+    Outside,
+    /// Every query sees every key.
+    Inside,
+    /// Some do, some do not.
+    Edge,
+}
+
+impl WindowGeometry {
+    /// `window`, `seq_len`, `key_len` and `padded_len` as `AttentionShape::check` has found them
+    /// to fit each other; the configuration as checked.
+    pub(crate) fn new(
+        config: &LocalAttentionConfig,
+        quirks: ReferenceQuirks,
+        window: usize,
+        lengths: Lengths,
+    ) -> Self {
+        let count = |x: i64| usize::try_from(x).unwrap_or(usize::MAX);
+        let look_backward = count(config.look_backward);
+        let look_forward = count(config.look_forward_or_default());
+        // The reference limits distances by the constructor's window, not by the call's.
+        let reach = |windows: usize| count(config.window_size).saturating_mul(windows);
+        Self {
+            window,
+            look_backward,
+            look_forward,
+            causal: config.causal,
+            exact: config
+                .exact_windowsize
+                .then(|| Reach { backward: reach(look_backward), forward: reach(look_forward) }),
+            seq_len: lengths.seq_len,
+            key_len: lengths.key_len,
+            padded_len: lengths.padded_len,
+            visible_padding: quirks.visible_autopad_keys,
+            tail_aligned: quirks.tail_aligned_rotary,
+        }
+    }
+
+    /// Positions a window, `W`.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// Slots a window gathers, `J = (look_backward + 1 + look_forward) * W`.
+    pub fn slots(&self) -> usize {
+        (self.look_backward + 1 + self.look_forward) * self.window
+    }
+
+    /// Number of windows, padding included.
+    pub fn windows(&self) -> usize {
+        self.padded_len / self.window
+    }
+
+    /// Queries of the sequence.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// Real keys; positions from here to [`padded_len`](Self::padded_len) are zeros of autopad.
+    pub fn key_len(&self) -> usize {
+        self.key_len
+    }
+
+    /// Length after autopad, a multiple of the window.
+    pub fn padded_len(&self) -> usize {
+        self.padded_len
+    }
+
+    /// The window a query belongs to.
+    pub fn window_of(&self, query: usize) -> usize {
+        query / self.window
+    }
+
+    /// The positions in `0..padded_len()` that a window gathers.
+    pub fn gathered(&self, window: usize) -> Range<usize> {
+        let start = window.saturating_sub(self.look_backward) * self.window;
+        let end = (window + 1).saturating_add(self.look_forward).saturating_mul(self.window);
+        start..end.min(self.padded_len)
+    }
+
+    /// The slot of a gathered position in a window.
+    pub fn slot_of(&self, window: usize, position: usize) -> usize {
+        self.look_backward * self.window + position - window * self.window
+    }
+
+    /// The position a slot of a window stands for, `None` outside the padded sequence.
+    pub fn position_of(&self, window: usize, slot: usize) -> Option<usize> {
+        (window * self.window + slot)
+            .checked_sub(self.look_backward * self.window)
+            .filter(|&p| p < self.padded_len)
+    }
+
+    /// The keys a query sees, before any mask. Neither end moves left from one query to the next.
+    pub fn visible_range(&self, query: usize) -> Range<usize> {
+        let Range { mut start, mut end } = self.gathered(self.window_of(query));
+        if self.causal {
+            end = end.min(query + 1);
+        }
+        if let Some(reach) = self.exact {
+            start = start.max(query.saturating_sub(reach.backward));
+            end = end.min(query.saturating_add(reach.forward).saturating_add(1));
+        }
+        if !self.visible_padding {
+            end = end.min(self.key_len);
+        }
+        start.min(end)..end
+    }
+
+    /// How many (query, key) pairs see each other, before any mask: a forward pass computes
+    /// `2 * (head_dim + value_dim)` floating-point operations for each.
+    pub fn visible_pairs(&self) -> u64 {
+        (0..self.seq_len).map(|t| self.visible_range(t).len() as u64).sum()
+    }
+
+    /// Whether a query sees a key, before any mask.
+    pub fn visible(&self, query: usize, key: usize) -> bool {
+        self.visible_range(query).contains(&key)
+    }
+
+    /// How a block of keys relates to a block of queries.
+    pub fn tile_kind(&self, queries: Range<usize>, keys: Range<usize>) -> TileKind {
+        if queries.is_empty() || keys.is_empty() {
+            return TileKind::Outside;
+        }
+        let first = self.visible_range(queries.start);
+        let last = self.visible_range(queries.end - 1);
+        if keys.end <= first.start || last.end <= keys.start {
+            TileKind::Outside
+        } else if last.start <= keys.start && keys.end <= first.end {
+            TileKind::Inside
+        } else {
+            TileKind::Edge
+        }
+    }
+
+    /// How much farther a query is rotated than its position says: `look_forward * W` with the
+    /// quirk `tail_aligned_rotary`, else 0.
+    pub(crate) fn rotary_shift(&self) -> usize {
+        if self.tail_aligned { self.look_forward * self.window } else { 0 }
+    }
+
+    /// The last query position, relative to the first slot of its window, that rotary sees; slot
+    /// `s` itself is rotary position `s`.
+    pub(crate) fn rotary_position(&self, query: usize) -> usize {
+        self.look_backward * self.window + query % self.window + self.rotary_shift()
+    }
+}
+
+/// The three lengths of a sequence, checked against each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lengths {
+    pub(crate) seq_len: usize,
+    pub(crate) key_len: usize,
+    pub(crate) padded_len: usize,
+}

@@ -1,0 +1,97 @@
+//! The element types of tensors and the arithmetic done on them.
+
+use half::f16;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for half::f16 {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// A type that logits, softmax and sums can be computed in: `f32` or `f64`.
+pub trait Scalar:
+    sealed::Sealed
+    + num_traits::Float
+    + std::iter::Sum
+    + std::ops::AddAssign
+    + std::fmt::Debug
+    + Default
+    + Send
+    + Sync
+    + 'static
+{
+    /// Rounds a 64-bit number to this type.
+    fn of(x: f64) -> Self;
+    /// This number in 64 bits; exact.
+    fn wide(self) -> f64;
+}
+
+impl Scalar for f32 {
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Scalar for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+/// A type that tensors are stored in: `f16`, `f32` or `f64`.
+pub trait Element:
+    sealed::Sealed + Copy + Default + std::fmt::Debug + Send + Sync + 'static
+{
+    /// What is computed in, and what `lse` and attention weights are given in.
+    type Accumulator: Scalar;
+    /// The element in the accumulator's precision; exact.
+    fn load(self) -> Self::Accumulator;
+    /// The accumulator rounded to this type.
+    fn store(x: Self::Accumulator) -> Self;
+}
+
+impl Element for f16 {
+    type Accumulator = f32;
+    fn load(self) -> f32 {
+        self.to_f32()
+    }
+    fn store(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+
+impl Element for f32 {
+    type Accumulator = f32;
+    fn load(self) -> f32 {
+        self
+    }
+    fn store(x: f32) -> Self {
+        x
+    }
+}
+
+impl Element for f64 {
+    type Accumulator = f64;
+    fn load(self) -> f64 {
+        self
+    }
+    fn store(x: f64) -> Self {
+        x
+    }
+}
+
+/// A bias below this counts as minus infinity, on every engine. GPU compilers that assume finite
+/// arithmetic need a finite bound, and all engines must agree on it.
+pub const BIAS_FLOOR: f64 = -1e30;
+
+/// A bias as every engine reads it: minus infinity below [`BIAS_FLOOR`].
+pub(crate) fn clamp_bias<T: Scalar>(bias: T) -> T {
+    if bias < T::of(BIAS_FLOOR) { T::neg_infinity() } else { bias }
+}
