@@ -1,0 +1,87 @@
+//! How far a result may be from the oracle's.
+
+use crate::reference::DEGENERATE_LSE;
+use crate::{Call, Element, Engine, HostInputs, Problem, Reference, RunError, Scalar};
+
+/// The error an f32 engine is allowed on given inputs, by what a plain f32 evaluation of the same
+/// inputs is off by: `2 * err_plain + 4 * 2^-24 * max|v| * (1 + max|logit|)`.
+///
+/// For f16 tensors the plain evaluation rounds its output to f16.
+///
+/// ```
+/// use local_attention::{
+///     AttentionShape, ErrorBudget, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+/// };
+///
+/// let x = HostTensor::new(vec![0.5_f32; 12], [1, 6, 2])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+/// let problem = LocalAttention::new(LocalAttentionConfig::new(3))?
+///     .problem(&AttentionShape::from_inputs(&inputs)?)?;
+/// assert!(ErrorBudget::measure(&problem, &inputs)?.allowed() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ErrorBudget {
+    /// The oracle's output, in f64.
+    pub oracle: Vec<f64>,
+    /// The largest error of the plain evaluation.
+    pub err_plain: f64,
+    /// The largest absolute value, 1 at least where slots outside the sequence count.
+    pub max_value: f64,
+    /// The largest absolute logit of a visible key.
+    pub max_logit: f64,
+}
+
+impl ErrorBudget {
+    /// Runs the oracle in f64 and in f32.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    pub fn measure<T: Element>(
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+    ) -> Result<Self, RunError> {
+        Self::measure_call(problem, inputs, &Call::default())
+    }
+
+    /// The same for a call with dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    pub fn measure_call<T: Element>(
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Self, RunError> {
+        let mut with_lse = problem.clone();
+        with_lse.shape.lse = true;
+        let wide = inputs.map(|x| x.load().wide());
+        let truth = Reference::<f64>::new();
+        let oracle = truth.forward(&with_lse, &wide, call)?;
+        let narrow = inputs.map(|x| x.load().wide() as f32);
+        let plain = Reference::<f32>::new().forward(problem, &narrow, call)?;
+        let stored = |x: f32| T::store(T::Accumulator::of(f64::from(x))).load().wide();
+        let err_plain = plain
+            .out
+            .iter()
+            .zip(&oracle.out)
+            .map(|(&x, &y)| (stored(x) - y).abs())
+            .fold(0.0, f64::max);
+        let degenerate = oracle.lse.iter().flatten().any(|&x| x == DEGENERATE_LSE);
+        let least = if degenerate { 1.0 } else { 0.0 };
+        let max_value = wide.v.to_vec().iter().fold(least, |m, x| x.abs().max(m));
+        let dropped = call.dropout.map_or(1.0, |_| 1.0 / (1.0 - problem.dropout));
+        Ok(Self {
+            oracle: oracle.out,
+            err_plain,
+            max_value: max_value * dropped,
+            max_logit: truth.max_abs_logit(problem, &wide)?,
+        })
+    }
+
+    /// The largest error allowed.
+    pub fn allowed(&self) -> f64 {
+        2.0 * self.err_plain + 4.0 * 2_f64.powi(-24) * self.max_value * (1.0 + self.max_logit)
+    }
+}
