@@ -1,0 +1,177 @@
+//! The CPU engine: threads over blocks of queries, SIMD inside, no score matrix.
+//!
+//! A block of queries reads the keys that some of its queries see, 256 at a time:
+//! each key is normalised, rotated and packed once a block, logits live in one small tile, and the
+//! softmax is carried along online. Results do not depend on the number of threads, nor on how the
+//! queries are cut into calls.
+
+mod block;
+mod kernel;
+mod pack;
+mod rows;
+mod simd;
+mod weights;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::dropout::KeepMask;
+use crate::engine::zeros;
+use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Weights};
+use block::{Block, ForwardOp, Job, Scratch};
+pub use simd::Isa;
+
+/// The CPU engine.
+///
+/// Uses rayon's global thread pool unless told otherwise, and the best instruction set of the
+/// machine. Cheap to make and to clone.
+///
+/// ```
+/// use local_attention::cpu::Cpu;
+///
+/// let engine = Cpu::with_threads(2)?;
+/// assert_eq!(engine.threads(), 2);
+/// println!("{} threads, {}", engine.threads(), engine.isa());
+/// # Ok::<(), local_attention::RunError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    pool: Option<Arc<rayon::ThreadPool>>,
+    isa: Isa,
+}
+
+impl Cpu {
+    /// On rayon's global thread pool.
+    pub fn new() -> Self {
+        Self {
+            pool: None,
+            // `portable` is always there.
+            isa: Isa::available().first().copied().unwrap_or(Isa::Portable),
+        }
+    }
+
+    /// On a thread pool of its own.
+    ///
+    /// # Errors
+    /// [`RunError::Threads`] for 0, or where the system starts no more threads.
+    pub fn with_threads(threads: usize) -> Result<Self, RunError> {
+        let fail = |reason: String| RunError::Threads { threads, reason };
+        if threads == 0 {
+            return Err(fail("at least 1 is needed".to_owned()));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| fail(e.to_string()))?;
+        Ok(Self::with_pool(Arc::new(pool)))
+    }
+
+    /// On the caller's thread pool.
+    pub fn with_pool(pool: Arc<rayon::ThreadPool>) -> Self {
+        Self { pool: Some(pool), ..Self::new() }
+    }
+
+    /// The same engine with another instruction set, to compare or to reproduce results.
+    ///
+    /// # Errors
+    /// [`RunError::Isa`] where the machine does not have it.
+    pub fn with_isa(mut self, isa: Isa) -> Result<Self, RunError> {
+        self.isa = isa.check()?;
+        Ok(self)
+    }
+
+    /// Threads it computes on.
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+    }
+
+    /// The instruction set it uses.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Runs on the pool of this engine.
+    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    fn forward_f32<T: Element<Accumulator = f32>>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Forward<T>, RunError> {
+        problem.check_inputs(inputs)?;
+        let shape = &problem.shape;
+        let (rows, queries) = (problem.batch, shape.query.len());
+        let mut out: Vec<T> = zeros("out", &[rows, queries, shape.value_dim])?;
+        let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
+        let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call));
+        self.install(|| {
+            let blocks = Block::all(problem, shape.query.clone());
+            let out_parts = split(&mut out, &blocks, shape.value_dim);
+            let lse_parts = split(&mut lse, &blocks, usize::from(shape.lse));
+            blocks.into_par_iter().zip(out_parts).zip(lse_parts).try_for_each_init(
+                || Scratch::new(problem),
+                |scratch, ((block, out), lse)| {
+                    let scratch = scratch.as_mut().map_err(|e| e.clone())?;
+                    self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One part of a row-major result for each block, in their order: `width` elements a query.
+fn split<'a, T>(mut rest: &'a mut [T], blocks: &[Block], width: usize) -> Vec<&'a mut [T]> {
+    blocks
+        .iter()
+        .map(|block| {
+            let part = std::mem::take(&mut rest);
+            let (part, after) = part.split_at_mut(block.queries.len() * width);
+            rest = after;
+            part
+        })
+        .collect()
+}
+
+/// The engine for one element type.
+macro_rules! engine {
+    ($($element:ty),*) => {$(
+        impl Engine<$element> for Cpu {
+            fn forward(
+                &self,
+                problem: &Problem,
+                inputs: &HostInputs<'_, $element>,
+                call: &Call,
+            ) -> Result<Forward<$element>, RunError> {
+                self.forward_f32(problem, inputs, call)
+            }
+
+            fn weights(
+                &self,
+                problem: &Problem,
+                inputs: &HostInputs<'_, $element>,
+                queries: Range<usize>,
+            ) -> Result<Weights<$element>, RunError> {
+                self.weights_f32(problem, inputs, queries)
+            }
+        }
+    )*};
+}
+
+engine!(f32, f16);

@@ -1,0 +1,155 @@
+//! Loading queries, keys and values: normalised, scaled, rotated, and laid out for the kernels.
+
+use std::f64::consts::LOG2_E;
+use std::ops::Range;
+
+use super::block::{Block, Job, Scratch};
+use super::simd::Simd;
+use crate::shape::BiasShape;
+use crate::tensor::RowView;
+use crate::{Element, Problem};
+
+/// What one block reads.
+pub(super) struct RowInputs<'a, T: Element> {
+    pub(super) problem: &'a Problem,
+    pub(super) job: &'a Job<'a, T>,
+    pub(super) block: &'a Block,
+    q: RowView<'a, T>,
+    k: RowView<'a, T>,
+    pub(super) v: RowView<'a, T>,
+    /// The mask and how many keys it covers.
+    pub(super) mask: Option<(RowView<'a, bool>, usize)>,
+    pub(super) bias: Option<(RowView<'a, T>, BiasShape)>,
+}
+
+impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
+    pub(super) fn new(job: &'a Job<'a, T>, block: &'a Block) -> Self {
+        let problem = job.problem;
+        let kv_row = problem.kv_row(block.row);
+        let mask = job.inputs.effective_mask().zip(problem.shape.mask);
+        let bias = job.inputs.attn_bias.as_ref().zip(problem.shape.bias);
+        Self {
+            problem,
+            job,
+            block,
+            q: job.inputs.q.packed_row(block.row, 2),
+            k: job.inputs.k.packed_row(kv_row, 2),
+            v: job.inputs.v.packed_row(kv_row, 2),
+            mask: mask.map(|(m, s)| (m.packed_row(problem.mask_row(s, block.row), 1), s.len)),
+            bias: bias.map(|(b, s)| (b.packed_row(block.row % s.rows, 2), s)),
+        }
+    }
+
+    pub(super) fn head_dim(&self) -> usize {
+        self.problem.shape.head_dim
+    }
+
+    /// Whether the mask hides a key from every query.
+    pub(super) fn masked(&self, key: usize) -> bool {
+        self.mask.as_ref().is_some_and(|(mask, len)| key >= *len || !mask.at1(key))
+    }
+
+    /// All queries of the block, `[tile][feature][row]`; rows past the last are 0.
+    #[inline(always)]
+    pub(super) fn pack_queries<const MR: usize>(&self, scratch: &mut Scratch) {
+        let d = self.head_dim();
+        // Logits are kept in powers of 2.
+        let factor = (self.problem.scale * LOG2_E) as f32;
+        let shift = self.problem.geometry.rotary_shift();
+        let (rows, queries) = (self.block.queries.len(), self.block.queries.clone());
+        for r in 0..rows.next_multiple_of(MR) {
+            let features = &mut scratch.features[..d];
+            if r < rows {
+                let t = queries.start + r;
+                load(&self.q, t - self.problem.shape.query.start, features);
+                features.iter_mut().for_each(|x| *x *= factor);
+                if let Some(tables) = self.job.tables {
+                    let position = (t - self.block.origin + shift) as i64;
+                    tables.rotate(features, position, &mut scratch.buffer);
+                    tables.decay(
+                        features,
+                        t as i64 - self.block.centre as i64,
+                        &mut scratch.buffer,
+                    );
+                }
+            } else {
+                features.fill(0.0);
+            }
+            let tile = &mut scratch.q[r / MR * MR * d..][..MR * d];
+            for (x, &f) in tile[r % MR..].iter_mut().step_by(MR).zip(&*features) {
+                *x = f;
+            }
+        }
+    }
+
+    /// The keys of `present`, part of the block of keys from `first` on, as `[panel][feature][key]`,
+    /// and which of them the mask hides; those are packed as 0, and so is what is not present.
+    #[inline(always)]
+    pub(super) fn pack_keys<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        present: Range<usize>,
+    ) {
+        let d = self.head_dim();
+        let panel = 2 * S::LANES;
+        let shift = self.problem.geometry.rotary_shift() as i64;
+        let start = (present.start - first) / panel * panel;
+        let end = (present.end - first).next_multiple_of(panel);
+        for column in start..end {
+            let u = first + column;
+            let features = &mut scratch.features[..d];
+            let there = present.contains(&u) && !self.masked(u);
+            scratch.key_mask[column] = if there { 0.0 } else { f32::NEG_INFINITY };
+            if there {
+                load(&self.k, u, features);
+                if self.problem.shared_qk {
+                    normalise(features);
+                }
+                if let Some(tables) = self.job.tables {
+                    tables.rotate(features, (u - self.block.origin) as i64, &mut scratch.buffer);
+                    // The distance to the queries' centre, as rotary sees it.
+                    let lag = self.block.centre as i64 + shift - u as i64;
+                    tables.decay(features, lag, &mut scratch.buffer);
+                }
+            } else {
+                features.fill(0.0);
+            }
+            let packed = &mut scratch.k[column / panel * panel * d..][..panel * d];
+            for (x, &f) in packed[column % panel..].iter_mut().step_by(panel).zip(&*features) {
+                *x = f;
+            }
+        }
+    }
+
+    /// The values of `present`, `[key][feature]`, 0 where the mask hides the key.
+    #[inline(always)]
+    pub(super) fn pack_values(&self, scratch: &mut Scratch, first: usize, present: Range<usize>) {
+        let (width, stride) = (self.problem.shape.value_dim, scratch.value_stride);
+        for u in present {
+            let (row, padding) = scratch.v[(u - first) * stride..][..stride].split_at_mut(width);
+            padding.fill(0.0);
+            if self.masked(u) {
+                row.fill(0.0);
+            } else {
+                load(&self.v, u, row);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn load<T: Element<Accumulator = f32>>(view: &RowView<'_, T>, row: usize, to: &mut [f32]) {
+    match view.slice(row, to.len()) {
+        Some(from) => to.iter_mut().zip(from).for_each(|(to, x)| *to = x.load()),
+        None => (0..to.len()).for_each(|c| to[c] = view.at(row, c).load()),
+    }
+}
+
+/// l2 normalisation as the reference does it: by the norm, or 1e-12 where that is larger.
+#[inline(always)]
+fn normalise(x: &mut [f32]) {
+    let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let factor = (1.0 / squares.sqrt().max(1e-12)) as f32;
+    x.iter_mut().for_each(|x| *x *= factor);
+}

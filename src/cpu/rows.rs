@@ -1,0 +1,187 @@
+//! What single queries need beside the products: who is hidden, bias, the self rule, keys that are
+//! counted instead of visited, dropout, and rows that see nothing.
+
+use std::f64::consts::LOG2_E;
+use std::ops::Range;
+
+use super::kernel::RowState;
+use super::pack::RowInputs;
+use crate::Element;
+use crate::dropout::KeepMask;
+use crate::reference::{PAD_VALUE, SELF_LOGIT};
+use crate::scalar::clamp_bias;
+
+/// The self rule's logit in powers of 2.
+const SELF: f32 = (SELF_LOGIT * LOG2_E) as f32;
+
+impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
+    /// The query of a row of the block.
+    pub(super) fn query(&self, row: usize) -> usize {
+        self.block.queries.start + row
+    }
+
+    /// The columns of a key block, from `first` on, that some of these rows see.
+    pub(super) fn columns(
+        &self,
+        rows: Range<usize>,
+        first: usize,
+        present: &Range<usize>,
+    ) -> Range<usize> {
+        let geometry = &self.problem.geometry;
+        let start = geometry.visible_range(self.query(rows.start)).start.max(present.start);
+        let end = geometry.visible_range(self.query(rows.end - 1)).end.min(present.end);
+        if start < end { start - first..end - first } else { 0..0 }
+    }
+
+    /// Finishes a row of scores, of the keys from `start` on: adds the bias, applies the self rule
+    /// and puts minus infinity wherever the query does not see.
+    #[inline(always)]
+    pub(super) fn hide(
+        &self,
+        row: usize,
+        logits: &mut [f32],
+        start: usize,
+        present: &Range<usize>,
+        key_mask: &[f32],
+    ) {
+        let t = self.query(row);
+        let visible = self.problem.geometry.visible_range(t);
+        let low = visible.start.max(present.start).clamp(start, start + logits.len()) - start;
+        let high = visible.end.min(present.end).clamp(start + low, start + logits.len()) - start;
+        logits[..low].fill(f32::NEG_INFINITY);
+        logits[high..].fill(f32::NEG_INFINITY);
+        if self.bias.is_some() {
+            for (i, x) in logits[low..high].iter_mut().enumerate() {
+                *x += self.bias_of(t, start + low + i);
+            }
+        }
+        if self.problem.shared_qk && (start + low..start + high).contains(&t) {
+            logits[t - start] = SELF;
+        }
+        if self.mask.is_some() {
+            for (x, &m) in logits[low..high].iter_mut().zip(&key_mask[low..high]) {
+                *x += m;
+            }
+        }
+    }
+
+    /// The bias of a key for a query, in powers of 2.
+    #[inline(always)]
+    fn bias_of(&self, t: usize, key: usize) -> f32 {
+        self.bias.as_ref().map_or(0.0, |(bias, shape)| {
+            let geometry = &self.problem.geometry;
+            let slot = match shape.slots {
+                1 => 0,
+                _ => geometry.slot_of(geometry.window_of(t), key),
+            };
+            clamp_bias(bias.at(t % shape.queries, slot).load()) * LOG2_E as f32
+        })
+    }
+
+    /// The softmax of a row before any real key: the zeros of autopad that the query sees. They
+    /// have value 0 and differ by bias and mask alone, so they are counted where they can be.
+    pub(super) fn zero_keys(&self, t: usize) -> RowState {
+        let mut state = RowState::EMPTY;
+        self.each_zero_key(t, |logit, keys| state.push(logit, keys.len() as f32));
+        state
+    }
+
+    /// Calls `each(logit, keys)` for runs of autopad's zeros that a query sees alike.
+    pub(super) fn each_zero_key(&self, t: usize, mut each: impl FnMut(f32, Range<usize>)) {
+        let visible = self.problem.geometry.visible_range(t);
+        let bias_varies = self.bias.as_ref().is_some_and(|(_, s)| s.slots > 1);
+        let mut u = visible.start.max(self.problem.shape.key_len);
+        while u < visible.end {
+            let own = self.problem.shared_qk && u == t;
+            let mut end = u + 1;
+            if self.masked(u) {
+                // Past its end the mask hides all that is left.
+                if self.mask.as_ref().is_some_and(|(_, len)| u >= *len) {
+                    return;
+                }
+            } else {
+                if !own && !bias_varies && self.mask.is_none() {
+                    end = visible.end;
+                    if self.problem.shared_qk && (u..end).contains(&t) {
+                        end = t;
+                    }
+                }
+                each(if own { SELF } else { self.bias_of(t, u) }, u..end);
+            }
+            u = end;
+        }
+    }
+
+    /// Applies dropout to the weights of the keys from `start` on.
+    pub(super) fn drop_weights(
+        &self,
+        keep: &KeepMask,
+        t: usize,
+        start: usize,
+        weights: &mut [f32],
+    ) {
+        let geometry = &self.problem.geometry;
+        let window = geometry.window_of(t);
+        let visible = geometry.visible_range(t);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            if visible.contains(&(start + i)) {
+                let slot = geometry.slot_of(window, start + i);
+                *weight *= keep.factor(self.block.row, t, slot) as f32;
+            }
+        }
+    }
+
+    /// Whether a query sees a key, mask included.
+    pub(super) fn sees(&self, visible: &Range<usize>, key: usize) -> bool {
+        visible.contains(&key) && !self.masked(key)
+    }
+
+    /// How many slots a query does not see: what a degenerate row is averaged over.
+    pub(super) fn hidden_slots(&self, t: usize) -> usize {
+        let visible = self.problem.geometry.visible_range(t);
+        let seen = match &self.mask {
+            None => visible.len(),
+            Some((mask, len)) => {
+                let covered = visible.start..visible.end.min(*len);
+                covered.filter(|&u| mask.at1(u)).count()
+            }
+        };
+        self.problem.geometry.slots() - seen
+    }
+
+    /// A row whose query sees nothing, or nothing with a weight: the mean of the values of all
+    /// slots it does not see, those outside the sequence counting as -1 and autopad's as 0; with
+    /// the quirk `uniform_masked_rows` off, or without such a slot, 0.
+    pub(super) fn degenerate_row(&self, t: usize, out: &mut [T]) {
+        let mut sums = vec![0.0_f64; out.len()];
+        let hidden = self.hidden_slots(t);
+        if self.problem.uniform_masked_rows && hidden > 0 {
+            let geometry = &self.problem.geometry;
+            let window = geometry.window_of(t);
+            let visible = geometry.visible_range(t);
+            let gathered = geometry.gathered(window);
+            let factor = |slot: usize| match &self.job.keep {
+                None => 1.0,
+                Some(keep) => keep.factor(self.block.row, t, slot),
+            };
+            for u in gathered.start..gathered.end.min(geometry.key_len()) {
+                if !self.sees(&visible, u) {
+                    let weight = factor(geometry.slot_of(window, u));
+                    for (e, sum) in sums.iter_mut().enumerate() {
+                        *sum += weight * f64::from(self.v.at(u, e).load());
+                    }
+                }
+            }
+            let before = 0..geometry.slot_of(window, gathered.start);
+            let after = geometry.slot_of(window, gathered.end)..geometry.slots();
+            let pads = match &self.job.keep {
+                None => (before.len() + after.len()) as f64,
+                Some(_) => before.chain(after).map(factor).sum(),
+            };
+            sums.iter_mut().for_each(|sum| *sum = (*sum + pads * PAD_VALUE) / hidden as f64);
+        }
+        for (to, sum) in out.iter_mut().zip(sums) {
+            *to = T::store(sum as f32);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Instruction sets: a few vector operations, each named once, and the choice at run time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::fmt;
+
+use crate::RunError;
+
+/// An instruction set the CPU engine has kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// AVX-512F: 16 lanes, tiles of 8 queries by 32 keys.
+    Avx512,
+    /// AVX2 and FMA: 8 lanes, tiles of 6 queries by 16 keys.
+    Avx2,
+    /// Whatever the compiler makes of plain arrays: 8 lanes, tiles of 4 queries by 16 keys.
+    Portable,
+}
+
+impl Isa {
+    /// Every instruction set, best first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// Its name: `avx512`, `avx2` or `portable`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Those this machine has, best first; `portable` is always the last.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// An error unless this machine has it.
+    pub(super) fn check(self) -> Result<Self, RunError> {
+        if self.is_available() {
+            return Ok(self);
+        }
+        let names: Vec<_> = Self::available().into_iter().map(Self::name).collect();
+        Err(RunError::Isa { isa: self.name(), available: names.join(", ") })
+    }
+
+    /// Runs an operation compiled for this instruction set, which must be available.
+    pub(super) fn run<O: Op>(self, op: O) -> O::Output {
+        match self {
+            // SAFETY: an `Isa` other than `Portable` reaches the engine only through `available`
+            // or `check`, which ask the processor for these features.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::run(op) },
+            _ => op.run::<portable::Portable, 4>(),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Work that is compiled once for each instruction set. `MR`: query rows a register tile has.
+pub(super) trait Op {
+    type Output;
+    /// Must be `#[inline(always)]`, so that it takes on the caller's target features.
+    fn run<S: Simd, const MR: usize>(self) -> Self::Output;
+}
+
+/// Vectors of f32. All functions are inlined into a caller with the right target features.
+pub(super) trait Simd: Copy {
+    /// f32s in a vector.
+    const LANES: usize;
+    type V: Copy;
+    fn splat(x: f32) -> Self::V;
+    /// # Safety
+    /// `LANES` floats can be read at `p`.
+    unsafe fn load(p: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` floats can be written at `p`.
+    unsafe fn store(p: *mut f32, x: Self::V);
+    /// `a * b + c`, rounded once where the machine can.
+    fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn add(a: Self::V, b: Self::V) -> Self::V;
+    fn sub(a: Self::V, b: Self::V) -> Self::V;
+    fn mul(a: Self::V, b: Self::V) -> Self::V;
+    fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// 2^x for x <= 0: exactly 0 for minus infinity, NaN for NaN.
+    fn exp2(x: Self::V) -> Self::V;
+    fn sum(x: Self::V) -> f32;
+    fn largest(x: Self::V) -> f32;
+}
+
+/// 2^f on [-0.5, 0.5] to 2e-9 before rounding, lowest power first: least squares on Chebyshev
+/// nodes, reweighted towards the smallest largest relative error.
+const EXP2: [f32; 7] = [
+    1.0,
+    std::f32::consts::LN_2,
+    0.240_226_46,
+    0.055_503_286,
+    0.009_618_489,
+    0.001_339_993_1,
+    0.000_153_458_11,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exponentials<'a>(&'a [f32], &'a mut [f32]);
+
+    impl Op for Exponentials<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd, const MR: usize>(self) {
+            for (x, y) in self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact_mut(S::LANES)) {
+                // SAFETY: both chunks hold `LANES` floats.
+                unsafe { S::store(y.as_mut_ptr(), S::exp2(S::load(x.as_ptr()))) };
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_on_every_instruction_set() {
+        let mut x: Vec<f32> = (0..160_000).map(|i| -(i as f32) * 125.9 / 160_000.0).collect();
+        x.extend([f32::NEG_INFINITY, f32::NAN, -1e30, -0.0, -151.0, -0.5, -1.5, -127.0]);
+        x.resize(x.len().next_multiple_of(16), 0.0);
+        for isa in Isa::available() {
+            let mut y = vec![0.0; x.len()];
+            isa.run(Exponentials(&x, &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                if x.is_nan() {
+                    assert!(y.is_nan(), "{isa}: 2^NaN = {y}");
+                } else if x <= -151.0 {
+                    assert_eq!(y, 0.0, "{isa}: 2^{x}");
+                } else if x > -126.0 {
+                    let error = (f64::from(y) / f64::from(x).exp2() - 1.0).abs();
+                    assert!(error < 1.2e-7, "{isa}: 2^{x} = {y}, off by {error:e}");
+                }
+            }
+        }
+    }
+}

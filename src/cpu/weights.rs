@@ -1,0 +1,113 @@
+//! Attention weights of a range of queries.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::block::{Block, Job, KEYS, LOGITS_ROW, Scratch, TILES, logits, whole_panels};
+use super::pack::RowInputs;
+use super::simd::{Op, Simd};
+use super::{Cpu, split};
+use crate::engine::zeros;
+use crate::{Element, HostInputs, Problem, RunError, Weights};
+
+impl Cpu {
+    pub(super) fn weights_f32<T: Element<Accumulator = f32>>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        queries: Range<usize>,
+    ) -> Result<Weights<T>, RunError> {
+        problem.check_inputs(inputs)?;
+        problem.check_queries(&queries)?;
+        let shape = [problem.batch, queries.len(), problem.geometry.slots()];
+        let mut weights: Vec<f32> = zeros("attention weights", &shape)?;
+        let job = Job::new(problem, inputs, None);
+        self.install(|| {
+            let blocks = Block::all(problem, queries.clone());
+            let parts = split(&mut weights, &blocks, shape[2]);
+            blocks.into_par_iter().zip(parts).try_for_each_init(
+                || Scratch::new(problem),
+                |scratch, (block, weights)| {
+                    let scratch = scratch.as_mut().map_err(|e| e.clone())?;
+                    self.isa.run(WeightsOp { job: &job, block, scratch, weights });
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(Weights { weights, shape, keys: problem.slot_positions(queries) })
+    }
+}
+
+/// The weights of one block of queries.
+struct WeightsOp<'a, T: Element> {
+    job: &'a Job<'a, T>,
+    block: Block,
+    scratch: &'a mut Scratch,
+    /// `[queries, slots]`.
+    weights: &'a mut [f32],
+}
+
+impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self) {
+        let Self { job, block, scratch, weights } = self;
+        let geometry = &job.problem.geometry;
+        let inputs = RowInputs::new(job, &block);
+        let (rows, slots) = (block.queries.len(), geometry.slots());
+        weights.fill(f32::NEG_INFINITY);
+        inputs.pack_queries::<MR>(scratch);
+        let keys = block.keys(job.problem);
+        let mut first = keys.start / KEYS * KEYS;
+        while first < keys.end {
+            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+            inputs.pack_keys::<S>(scratch, first, present.clone());
+            for group in (0..rows).step_by(TILES * MR) {
+                let group = group..rows.min(group + TILES * MR);
+                let tiles = logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
+                for r in group.clone() {
+                    let panels = whole_panels::<S>(&tiles[(r - group.start) / MR]);
+                    let t = inputs.query(r);
+                    let row = &scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
+                    let to = &mut weights[r * slots..][..slots];
+                    for u in geometry.visible_range(t) {
+                        if (first + panels.start..first + panels.end).contains(&u) {
+                            let slot = geometry.slot_of(geometry.window_of(t), u);
+                            to[slot] = row[u - first - panels.start];
+                        }
+                    }
+                }
+            }
+            first += KEYS;
+        }
+        for (r, row) in weights.chunks_exact_mut(slots).enumerate() {
+            let t = inputs.query(r);
+            inputs.each_zero_key(t, |logit, keys| {
+                let window = geometry.window_of(t);
+                row[geometry.slot_of(window, keys.start)..][..keys.len()].fill(logit);
+            });
+            softmax(&inputs, t, row);
+        }
+    }
+}
+
+/// Softmax over all slots of a query, whose logits are in powers of 2.
+fn softmax<T: Element<Accumulator = f32>>(inputs: &RowInputs<'_, T>, t: usize, row: &mut [f32]) {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| if x <= m { m } else { x });
+    if max != f32::NEG_INFINITY {
+        row.iter_mut().for_each(|x| *x = (*x - max).exp2());
+        // In f64: there may be millions of slots.
+        let factor = row.iter().map(|&x| f64::from(x)).sum::<f64>().recip() as f32;
+        row.iter_mut().for_each(|x| *x *= factor);
+        return;
+    }
+    let geometry = &inputs.problem.geometry;
+    let (window, visible) = (geometry.window_of(t), geometry.visible_range(t));
+    let hidden = if inputs.problem.uniform_masked_rows { inputs.hidden_slots(t) } else { 0 };
+    for (slot, weight) in row.iter_mut().enumerate() {
+        let seen = geometry.position_of(window, slot).is_some_and(|u| inputs.sees(&visible, u));
+        *weight = if seen || hidden == 0 { 0.0 } else { (hidden as f32).recip() };
+    }
+}
