@@ -1,0 +1,136 @@
+//! Each artefact of the reference, on and off, on every engine, by what it promises.
+
+mod common;
+
+use common::Noise;
+use local_attention::cpu::Cpu;
+use local_attention::{
+    AttentionShape, Call, Engine, Forward, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig, Reference, ReferenceQuirks,
+};
+
+const D: usize = 8;
+
+fn tensor(data: &[f32]) -> HostTensor<'static, f32> {
+    HostTensor::new(data.to_vec(), [1, data.len() / D, D]).unwrap()
+}
+
+/// The result of both f32 engines, which must agree.
+fn forward(
+    config: LocalAttentionConfig,
+    quirks: ReferenceQuirks,
+    inputs: &HostInputs<'_, f32>,
+) -> Forward<f32> {
+    let attention = LocalAttention::new(config).unwrap().with_quirks(quirks);
+    let shape = AttentionShape::from_inputs(inputs).unwrap().with_lse();
+    let problem = attention.problem(&shape).unwrap();
+    let fast = Cpu::new().forward(&problem, inputs, &Call::default()).unwrap();
+    let plain = Reference::<f32>::new().forward(&problem, inputs, &Call::default()).unwrap();
+    assert!(close(&fast.out, &plain.out), "{:?} {:?}", fast.out, plain.out);
+    fast
+}
+
+fn close(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5)
+}
+
+fn random(n: usize, seed: usize) -> HostInputs<'static, f32> {
+    let mut noise = Noise::new(seed);
+    let [q, k, v] = [(); 3].map(|()| noise.normals(n * D));
+    HostInputs::new(tensor(&q), tensor(&k), tensor(&v))
+}
+
+fn without(change: impl Fn(&mut ReferenceQuirks)) -> ReferenceQuirks {
+    let mut quirks = ReferenceQuirks::ALL;
+    change(&mut quirks);
+    quirks
+}
+
+#[test]
+fn tail_aligned_rotary() {
+    // With the true distance, where windows lie does not matter: a window of 8 that looks one
+    // window around gives what windows of 4 that look as far give, where both see everything.
+    let inputs = random(8, 1);
+    let off = without(|q| q.tail_aligned_rotary = false);
+    let wide = LocalAttentionConfig::new(8).dim(D as i64);
+    let narrow = LocalAttentionConfig::new(4).dim(D as i64).look_backward(2).look_forward(2);
+    let true_wide = forward(wide.clone(), off, &inputs).out;
+    assert!(close(&true_wide, &forward(narrow.clone(), off, &inputs).out));
+    // The reference shifts queries by look_forward * window: here 8 in both, so they agree with
+    // each other, but not with the true distance.
+    let shifted = forward(wide, ReferenceQuirks::ALL, &inputs).out;
+    assert!(!close(&true_wide, &shifted));
+    assert!(close(&shifted, &forward(narrow, ReferenceQuirks::ALL, &inputs).out));
+    // Without windows ahead there is nothing to shift.
+    let causal = LocalAttentionConfig::new(4).dim(D as i64).causal(true);
+    assert_eq!(
+        forward(causal.clone(), off, &inputs),
+        forward(causal, ReferenceQuirks::ALL, &inputs)
+    );
+}
+
+#[test]
+fn visible_autopad_keys() {
+    let config = LocalAttentionConfig::new(8).autopad(true);
+    let inputs = random(5, 2);
+    let visible = forward(config.clone(), ReferenceQuirks::ALL, &inputs);
+    let hidden = forward(config.clone(), without(|q| q.visible_autopad_keys = false), &inputs);
+    assert!(!close(&visible.out, &hidden.out));
+    // Hidden is what an all-true mask gives, and what the sequence alone gives.
+    let mask = HostTensor::new(vec![true; 5], [1, 5]).unwrap();
+    let masked = forward(config, ReferenceQuirks::ALL, &inputs.clone().with_mask(mask));
+    assert!(close(&masked.out, &hidden.out));
+    assert!(close(
+        &forward(LocalAttentionConfig::new(5), ReferenceQuirks::ALL, &inputs).out,
+        &hidden.out
+    ));
+    // Visible is what zeros appended by hand give: keys 0, values 0.
+    let append = |t: &HostTensor<'_, f32>| tensor(&[t.to_vec(), vec![0.0; 3 * D]].concat());
+    let by_hand = HostInputs::new(append(&inputs.q), append(&inputs.k), append(&inputs.v));
+    let by_hand = forward(LocalAttentionConfig::new(8), ReferenceQuirks::ALL, &by_hand);
+    assert!(close(&by_hand.out[..5 * D], &visible.out));
+}
+
+#[test]
+fn uniform_masked_rows() {
+    // Windows of 2, causal: the first window gathers 2 slots before the sequence and its own keys.
+    let config = LocalAttentionConfig::new(2).causal(true);
+    let mut mask = vec![true; 6];
+    mask[..2].fill(false);
+    let inputs = random(6, 3).with_mask(HostTensor::new(mask, [1, 6]).unwrap());
+    let on = forward(config.clone(), ReferenceQuirks::ALL, &inputs);
+    let off = forward(config.clone(), without(|q| q.uniform_masked_rows = false), &inputs);
+    let v = inputs.v.to_vec();
+    for t in 0..2 {
+        let mean: Vec<f32> = (0..D).map(|c| (v[c] + v[D + c] - 2.0) / 4.0).collect();
+        assert!(close(&on.out[t * D..][..D], &mean));
+        assert_eq!(off.out[t * D..][..D], [0.0; D]);
+        assert_eq!(on.lse.as_ref().unwrap()[t], -f32::MAX);
+        assert_eq!(off.lse.as_ref().unwrap()[t], -f32::MAX);
+    }
+    assert_eq!(on.out[2 * D..], off.out[2 * D..]);
+}
+
+#[test]
+fn rows_whose_bias_is_minus_infinity() {
+    // A bias of -inf on all that a query sees sends its weight to what it does not see.
+    let config = LocalAttentionConfig::new(2).causal(true);
+    for floor in [f32::NEG_INFINITY, -1e35, f32::MIN] {
+        let bias = HostTensor::new(vec![floor; 1], [1, 1, 1]).unwrap();
+        let inputs = random(4, 4).with_attn_bias(bias);
+        let v = inputs.v.to_vec();
+        let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
+        // Query 0 sees key 0; hidden are two slots of -1 and key 1.
+        let first: Vec<f32> = (0..D).map(|c| (v[D + c] - 2.0) / 3.0).collect();
+        assert!(close(&out[..D], &first));
+        // Query 3 sees all its slots: nothing is left, and the row is 0.
+        assert_eq!(out[3 * D..], [0.0; D]);
+        let off = without(|q| q.uniform_masked_rows = false);
+        assert_eq!(forward(config.clone(), off, &inputs).out, [0.0; 4 * D]);
+    }
+    // -1e30 itself is a finite bias: the same for all keys, it changes nothing.
+    let inputs = random(4, 4);
+    let plain = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
+    let zero = HostTensor::new(vec![0.0_f32; 1], [1, 1, 1]).unwrap();
+    assert_eq!(forward(config, ReferenceQuirks::ALL, &inputs.with_attn_bias(zero)).out, plain);
+}
