@@ -1,0 +1,119 @@
+//! Arguments, and what each subcommand is called with.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use local_attention::ReferenceQuirks;
+
+use crate::backend::Backend;
+use crate::console::{Console, complain};
+use crate::error::BadInput;
+use crate::{check, demo, info, pattern, run};
+
+/// Windowed attention with the semantics of the PyTorch module LocalAttention.
+///
+/// Without a subcommand: picks the best engine of this machine, checks it against golden data and
+/// times it.
+#[derive(Debug, Parser)]
+#[command(name = "local-attention", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print one JSON object a result instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what this machine offers and what would be used.
+    Info,
+    /// Compute one case file.
+    Run(run::RunArgs),
+    /// Compare case files with what they say the result should be.
+    Check(check::CheckArgs),
+    /// Show who sees whom.
+    Pattern(pattern::PatternArgs),
+}
+
+/// Options of every subcommand that computes a case.
+#[derive(Debug, Args)]
+pub struct CaseArgs {
+    /// Artefacts of the reference to reproduce: all, none, or names separated by commas out of
+    /// tail_aligned_rotary, visible_autopad_keys, uniform_masked_rows.
+    #[arg(long, default_value = "all", value_parser = parse_quirks)]
+    pub quirks: ReferenceQuirks,
+}
+
+/// Where a case file is.
+#[derive(Debug, Args)]
+pub struct RunTarget {
+    /// The case: a safetensors file with q, k, v and its configuration.
+    #[arg(value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// Where the result goes; appears whole or not at all.
+    #[arg(short, long = "output", value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// Engine.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub backend: Backend,
+}
+
+fn parse_quirks(text: &str) -> Result<ReferenceQuirks, String> {
+    match text {
+        "all" => return Ok(ReferenceQuirks::ALL),
+        "none" => return Ok(ReferenceQuirks::NONE),
+        _ => {}
+    }
+    let mut quirks = ReferenceQuirks::NONE;
+    for name in text.split(',') {
+        match name {
+            "tail_aligned_rotary" => quirks.tail_aligned_rotary = true,
+            "visible_autopad_keys" => quirks.visible_autopad_keys = true,
+            "uniform_masked_rows" => quirks.uniform_masked_rows = true,
+            _ => {
+                return Err(format!(
+                    "'{name}' is none of all, none, tail_aligned_rotary, visible_autopad_keys, uniform_masked_rows"
+                ));
+            }
+        }
+    }
+    Ok(quirks)
+}
+
+/// Runs the program. Exit status: 0 fine, 1 a check failed, 2 bad input.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if !e.use_stderr() => {
+            // Help or the version; a closed pipe is nobody's error.
+            let _ = e.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            let text = e.render().to_string();
+            // The first paragraph says what is wrong; usage would be more lines.
+            let first = text.split("\n\n").next().unwrap_or_default();
+            let what = first.strip_prefix("error: ").unwrap_or(first);
+            complain(&format!("{what} (see local-attention --help)"));
+            return ExitCode::from(2);
+        }
+    };
+    let console = Console::new(cli.json);
+    let result: Result<bool, BadInput> = match cli.command {
+        None => demo::demo(console),
+        Some(Command::Info) => info::info(console),
+        Some(Command::Run(args)) => run::run(&args, console),
+        Some(Command::Check(args)) => check::check(&args, console),
+        Some(Command::Pattern(args)) => pattern::pattern(&args, console),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            complain(&e.to_string());
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! From a case to the library's tensors: the reference packs the leading dimensions of q, k and v
+//! (and pads their lengths) each on its own, the library takes k and v together.
+
+use std::borrow::Cow;
+
+use local_attention::{
+    AttentionShape, HostInputs, HostTensor, LocalAttention, Problem, ShapeError,
+};
+
+use super::array::{Array, Want};
+use super::read::Case;
+
+impl Case {
+    /// The problem of this case, without touching its numbers more than needed.
+    ///
+    /// # Errors
+    /// Shapes that do not fit each other or the configuration.
+    pub fn problem(&self, attention: &LocalAttention) -> Result<Problem, ShapeError> {
+        Ok(self.prepare::<f32>(attention, false)?.0)
+    }
+
+    /// The problem and the tensors of this case, elements converted to `T` where they are stored
+    /// as something else.
+    pub(crate) fn prepare<T: Want>(
+        &self,
+        attention: &LocalAttention,
+        lse: bool,
+    ) -> Result<(Problem, HostInputs<'_, T>), ShapeError> {
+        let q = tensor(&self.q)?;
+        let mut inputs = match self.join_kv(attention)? {
+            None => HostInputs::new(q, tensor(&self.k)?, tensor(&self.v)?),
+            Some((k, v)) => HostInputs::new(q, k, v),
+        };
+        if let Some(mask) = &self.mask {
+            inputs = inputs.with_mask(HostTensor::new(&mask.data[..], mask.shape.clone())?);
+        }
+        if let Some(bias) = &self.attn_bias {
+            inputs = inputs.with_attn_bias(tensor(bias)?);
+        }
+        let mut shape = AttentionShape::from_inputs(&inputs)?;
+        shape.window = self.forward.window_size;
+        shape.lse = lse;
+        Ok((attention.problem(&shape)?, inputs))
+    }
+
+    /// k and v as one batch and one length, where they are stored with different ones.
+    #[allow(clippy::type_complexity, reason = "two tensors, or none")]
+    fn join_kv<T: Want>(
+        &self,
+        attention: &LocalAttention,
+    ) -> Result<Option<(HostTensor<'_, T>, HostTensor<'_, T>)>, ShapeError> {
+        let (
+            [k_leading @ .., k_len, _],
+            [v_leading @ .., v_len, value_dim],
+            [leading @ .., seq_len, head_dim],
+        ) = (&self.k.shape[..], &self.v.shape[..], &self.q.shape[..])
+        else {
+            return Ok(None); // Too few dimensions: the library says so.
+        };
+        if k_leading == v_leading && k_len == v_len {
+            return Ok(None);
+        }
+        // Each on its own must be what the problem allows.
+        for (name, kv_leading, len) in [("k", k_leading, k_len), ("v", v_leading, v_len)] {
+            let mut shape = AttentionShape::new(leading, *seq_len, *head_dim)
+                .with_kv_leading(kv_leading)
+                .with_key_len(*len)
+                .with_value_dim(*value_dim);
+            shape.window = self.forward.window_size;
+            attention.problem(&shape).map_err(|e| match e {
+                ShapeError::KeyLength { got, multiple, padded, .. } => {
+                    ShapeError::KeyLength { tensor: name, got, multiple, padded }
+                }
+                e => e,
+            })?;
+        }
+        let len = *k_len.max(v_len);
+        let batch = k_leading.iter().product::<usize>().max(v_leading.iter().product());
+        // A batch of 0 beside a batch of 1: nothing is computed.
+        let batch = if leading.contains(&0) { 0 } else { batch };
+        Ok(Some((widen(&self.k, batch, len)?, widen(&self.v, batch, len)?)))
+    }
+}
+
+fn tensor<T: Want>(array: &Array) -> Result<HostTensor<'_, T>, ShapeError> {
+    HostTensor::new(T::of(&array.data), array.shape.clone())
+}
+
+/// `[batch, len, features]`: zeros appended to every row, a single row repeated.
+fn widen<T: Want>(
+    array: &Array,
+    batch: usize,
+    len: usize,
+) -> Result<HostTensor<'_, T>, ShapeError> {
+    let [leading @ .., own_len, features] = &array.shape[..] else {
+        return tensor(array);
+    };
+    let rows = leading.iter().product::<usize>();
+    let stored = T::of(&array.data);
+    let data: Cow<'_, [T]> = if *own_len == len {
+        stored
+    } else {
+        let mut padded = vec![T::default(); rows * len * features];
+        for row in 0..rows {
+            padded[row * len * features..][..own_len * features]
+                .copy_from_slice(&stored[row * own_len * features..][..own_len * features]);
+        }
+        padded.into()
+    };
+    let row_stride = if rows == 1 { 0 } else { (len * features) as isize };
+    HostTensor::strided(data, 0, [batch, len, *features], [row_stride, *features as isize, 1])
+}

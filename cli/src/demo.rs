@@ -1,0 +1,122 @@
+//! Without a subcommand: pick an engine, check it, time it.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use local_attention::cpu::Cpu;
+use local_attention::{
+    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+};
+use serde_json::json;
+
+use crate::backend::Backend;
+use crate::case::{Case, Dtype, Want};
+use crate::check::largest_error;
+use crate::console::Console;
+use crate::error::BadInput;
+
+/// Golden cases of the reference, one for each part of it.
+const GOLDENS: [(&str, &[u8]); 6] = [
+    ("causal, exact, rotary", include_bytes!("../goldens/causal_lb3_exact_rotary.safetensors")),
+    ("both ways, rotary", include_bytes!("../goldens/noncausal_lb1_lf2_rotary.safetensors")),
+    ("autopad with a mask", include_bytes!("../goldens/autopad_noncausal_mask_rotary.safetensors")),
+    ("bias and mask", include_bytes!("../goldens/bias_mask_noncausal_shared.safetensors")),
+    ("shared QK", include_bytes!("../goldens/shared_qk_noncausal.safetensors")),
+    ("xpos", include_bytes!("../goldens/xpos_noncausal.safetensors")),
+];
+
+/// Sequence lengths and windows that are timed, with 8 heads of 64 features.
+const SHAPES: [(usize, usize); 3] = [(1024, 128), (4096, 128), (16384, 256)];
+const HEADS: usize = 8;
+const HEAD_DIM: usize = 64;
+
+pub fn demo(console: Console) -> Result<bool, BadInput> {
+    let (chosen, why) = Backend::Auto.choose(Dtype::F32)?;
+    console.say(format!("local-attention {}", env!("CARGO_PKG_VERSION")));
+    console.say(format!("engine   {}: {why}", chosen.describe()));
+
+    let (mut passed, mut worst) = (true, 0.0_f64);
+    for (name, bytes) in GOLDENS {
+        let case = Case::from_bytes(bytes)
+            .map_err(|e| BadInput::Usage(format!("built-in case '{name}': {e}")))?;
+        let attention = LocalAttention::new(case.config.clone())?;
+        let got = chosen.compute(&case, &attention, &Call::default(), Dtype::F32)?;
+        let expected = &case.expected["out"];
+        let largest = f64::of(&expected.data).iter().fold(1.0_f64, |m, x| m.max(x.abs()));
+        let error = largest_error(&got, expected) / largest;
+        worst = worst.max(error);
+        passed &= error <= 1e-5;
+        if error > 1e-5 {
+            console.say(format!("check    FAILED: {name}, error {error:.1e}"));
+        }
+    }
+    console.result(
+        &json!({ "check": "goldens", "cases": GOLDENS.len(), "passed": passed, "error": worst }),
+        format!(
+            "check    {} cases of the PyTorch module: {}, largest error {worst:.1e}",
+            GOLDENS.len(),
+            if passed { "all within 1e-5" } else { "NOT all within 1e-5" },
+        ),
+    );
+    console.say(format!("speed    forward, b=1 h={HEADS} d={HEAD_DIM}, causal, rotary, f32"));
+    console.say("              n  window    median    tokens/s   attended GFLOP/s");
+    let bar = ProgressBar::new(SHAPES.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} timing n={msg}") {
+        bar.set_style(style);
+    }
+    for (n, window) in SHAPES {
+        bar.set_message(n.to_string());
+        let (median, gflops) = time(n, window)?;
+        bar.suspend(|| {
+            let ms = median.as_secs_f64() * 1e3;
+            let tokens = n as f64 / median.as_secs_f64();
+            console.result(
+                &json!({
+                    "n": n, "window_size": window, "heads": HEADS, "head_dim": HEAD_DIM,
+                    "backend": chosen.name(), "median_ms": ms, "attended_gflops": gflops,
+                }),
+                format!("         {n:>6}  {window:>6} {ms:>6.2} ms {tokens:>11.0} {gflops:>18.1}"),
+            );
+        });
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    console.say("next     local-attention run IN.safetensors -o OUT.safetensors, or --help");
+    Ok(passed)
+}
+
+/// Median time of a forward pass, and the rate on the pairs that attend.
+fn time(n: usize, window: usize) -> Result<(Duration, f64), BadInput> {
+    let config = LocalAttentionConfig::new(window as i64).causal(true).dim(HEAD_DIM as i64);
+    let attention = LocalAttention::new(config)?;
+    let shape = AttentionShape::new([1, HEADS], n, HEAD_DIM);
+    let problem = attention.problem(&shape)?;
+    let len = HEADS * n * HEAD_DIM;
+    let data = |seed: u32| -> Vec<f32> {
+        // Weyl's sequence: even over [-1, 1), which is all that timing needs.
+        (0..len as u32)
+            .map(|i| {
+                ((i.wrapping_mul(2_654_435_769).wrapping_add(seed)) >> 8) as f32 / 8_388_608.0 - 1.0
+            })
+            .collect()
+    };
+    let dims = [1, HEADS, n, HEAD_DIM];
+    let inputs = HostInputs::new(
+        HostTensor::new(data(1), dims)?,
+        HostTensor::new(data(1 << 30), dims)?,
+        HostTensor::new(data(3 << 29), dims)?,
+    );
+    let engine = Cpu::new();
+    let mut times = Vec::new();
+    let start = Instant::now();
+    engine.forward(&problem, &inputs, &Call::default())?;
+    while times.len() < 3 || (start.elapsed() < Duration::from_millis(700) && times.len() < 200) {
+        let before = Instant::now();
+        std::hint::black_box(engine.forward(&problem, &inputs, &Call::default())?);
+        times.push(before.elapsed());
+    }
+    times.sort();
+    let median = times[times.len() / 2];
+    let flops = problem.geometry().visible_pairs() as f64 * (HEADS * 4 * HEAD_DIM) as f64;
+    Ok((median, flops / median.as_secs_f64() / 1e9))
+}

@@ -1,0 +1,5 @@
+//! The command line `local-attention`.
+
+fn main() -> std::process::ExitCode {
+    local_attention_cli::main()
+}

@@ -1,0 +1,145 @@
+//! `run`: one case file in, its result out.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use local_attention::{Call, LocalAttention, Problem};
+use serde_json::json;
+
+use crate::args::{CaseArgs, RunTarget};
+use crate::case::{Case, CaseError, Dtype, Replace};
+use crate::console::Console;
+use crate::error::BadInput;
+use crate::output::write_tensors;
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    target: RunTarget,
+    #[command(flatten)]
+    case: CaseArgs,
+    /// Dropout seed; without one nothing is dropped.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Type of the result instead of q's.
+    #[arg(long, value_enum)]
+    out_dtype: Option<OutDtype>,
+    /// Constructor arguments in place of the file's: JSON, or a file that holds it.
+    #[arg(long, value_name = "FILE|JSON")]
+    config: Option<String>,
+    /// Forward arguments in place of the file's: JSON, or a file that holds it.
+    #[arg(long, value_name = "FILE|JSON")]
+    forward: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OutDtype {
+    F32,
+}
+
+pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
+    let replace = Replace {
+        config: args.config.as_deref().map(json_or_file).transpose()?,
+        forward: args.forward.as_deref().map(json_or_file).transpose()?,
+    };
+    let case = load(&args.target.input, &replace)?;
+    let dtype = case.dtype();
+    let (chosen, why) = args.target.backend.choose(dtype)?;
+    let out_dtype = match args.out_dtype {
+        Some(OutDtype::F32) => Dtype::F32,
+        None => dtype,
+    };
+    let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
+    let call = args.seed.map_or_else(Call::default, Call::with_seed);
+    let problem = case.problem(&attention)?;
+
+    console.say(format!("backend   {} ({why})", chosen.describe()));
+    for line in describe(&case, &attention, &problem, &call) {
+        console.say(line);
+    }
+    for name in &case.unknown {
+        console.note(format!("note      tensor {name} means nothing here and was not read"));
+    }
+    if case.expected.contains_key("dout") {
+        console.note("note      gradients were not computed: this build has no backward pass");
+    }
+    let out = chosen.compute(&case, &attention, &call, out_dtype)?;
+    write_tensors(&args.target.output, &[("out", &out)])?;
+    let path = args.target.output.display().to_string();
+    console.result(
+        &json!({
+            "output": path,
+            "backend": chosen.name(),
+            "rotary": attention.rotary(),
+            "shape": out.shape,
+            "dtype": out.dtype().name(),
+        }),
+        format!("wrote     {path}: out {:?} {}", out.shape, out.dtype().name()),
+    );
+    Ok(true)
+}
+
+/// Reads a case file.
+pub fn load(path: &Path, replace: &Replace) -> Result<Case, BadInput> {
+    let bytes = read(path)?;
+    Case::read(&bytes, replace)
+        .map_err(|source: CaseError| BadInput::Case { path: path.display().to_string(), source })
+}
+
+/// The bytes of a regular file: a device could go on for ever.
+fn read(path: &Path) -> Result<Vec<u8>, BadInput> {
+    let fail = |e: std::io::Error| BadInput::file(path, format!("cannot be read: {e}"));
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(BadInput::file(path, "cannot be read: it is not a regular file"));
+    }
+    std::fs::read(path).map_err(fail)
+}
+
+fn json_or_file(text: &str) -> Result<String, BadInput> {
+    if text.trim_start().starts_with('{') {
+        return Ok(text.to_owned());
+    }
+    let path = PathBuf::from(text);
+    String::from_utf8(read(&path)?).map_err(|_| BadInput::file(&path, "is not UTF-8 text"))
+}
+
+/// What will happen, for people.
+fn describe(
+    case: &Case,
+    attention: &LocalAttention,
+    problem: &Problem,
+    call: &Call,
+) -> Vec<String> {
+    let (config, geometry) = (attention.config(), problem.geometry());
+    let shape = |name: &str, s: &[usize]| format!("{name} {s:?}");
+    let mut tensors =
+        vec![shape("q", &case.q.shape), shape("k", &case.k.shape), shape("v", &case.v.shape)];
+    tensors.extend(case.mask_shape().map(|s| shape("mask", s)));
+    tensors.extend(case.bias_shape().map(|s| shape("attn_bias", s)));
+    let rotary = match (attention.rotary(), config.use_rotary_pos_emb) {
+        (true, _) if config.use_xpos => "on, with xpos",
+        (true, _) => "on",
+        (false, true) => "off (dim is null: as in the reference, that switches it off silently)",
+        (false, false) => "off (use_rotary_pos_emb is false)",
+    };
+    let dropout = match (config.dropout > 0.0, call.dropout.is_some()) {
+        (true, true) => format!("{} of the weights", config.dropout),
+        (true, false) => "none: no --seed was given".to_owned(),
+        (false, _) => "none".to_owned(),
+    };
+    let exact = if config.exact_windowsize { ", exact" } else { "" };
+    let causal = if config.causal { ", causal" } else { "" };
+    vec![
+        format!("inputs    {} {}", tensors.join(", "), case.dtype().name()),
+        format!(
+            "windows   {} of {} positions, {} slots each{causal}{exact}{}",
+            geometry.windows(),
+            geometry.window(),
+            geometry.slots(),
+            if config.shared_qk { ", shared QK" } else { "" },
+        ),
+        format!("rotary    {rotary}"),
+        format!("dropout   {dropout}"),
+        format!("quirks    {:?}", attention.quirks()),
+    ]
+}
