@@ -1,0 +1,38 @@
+//! `cargo xtask test`: everything that has to pass, on a fresh machine.
+
+mod parts;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+const USAGE: &str = "usage: cargo xtask test [PART ...]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, names) = match args.split_first() {
+        Some((command, names)) => (command.as_str(), names),
+        None => ("", &[][..]),
+    };
+    let known: Vec<&str> = parts::ALL.iter().map(|part| part.name).collect();
+    if command != "test" || names.iter().any(|name| !known.contains(&name.as_str())) {
+        eprintln!("{USAGE}\nparts: {}", known.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut summary = Vec::new();
+    for part in parts::ALL {
+        if !names.is_empty() && !names.iter().any(|name| name == part.name) {
+            continue;
+        }
+        println!("\n=== {}: {}", part.name, part.what);
+        let start = Instant::now();
+        let result = (part.run)();
+        let seconds = start.elapsed().as_secs();
+        if let Err(why) = result {
+            eprintln!("\nxtask: {} failed after {seconds} s: {why}", part.name);
+            return ExitCode::FAILURE;
+        }
+        summary.push(format!("{} {seconds} s", part.name));
+    }
+    println!("\nxtask: passed: {}", summary.join(", "));
+    ExitCode::SUCCESS
+}
