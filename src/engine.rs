@@ -55,11 +55,17 @@ pub(crate) fn zeros<T: Clone + Default>(
     what: &'static str,
     dims: &[usize],
 ) -> Result<Vec<T>, RunError> {
+    let (mut data, len) = reserve(what, dims)?;
+    data.resize(len, T::default());
+    Ok(data)
+}
+
+/// An empty vector with room for this many elements, and how many they are.
+pub(crate) fn reserve<T>(what: &'static str, dims: &[usize]) -> Result<(Vec<T>, usize), RunError> {
     let elements = crate::shape::saturating_product(dims);
     let fail = || RunError::OutOfMemory { what, elements };
     let len = usize::try_from(elements).map_err(|_| fail())?;
     let mut data = Vec::new();
     data.try_reserve_exact(len).map_err(|_| fail())?;
-    data.resize(len, T::default());
-    Ok(data)
+    Ok((data, len))
 }

@@ -1,6 +1,7 @@
 //! The element types of tensors and the arithmetic done on them.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 mod sealed {
     pub trait Sealed {}
@@ -55,6 +56,11 @@ pub trait Element:
     fn load(self) -> Self::Accumulator;
     /// The accumulator rounded to this type.
     fn store(x: Self::Accumulator) -> Self;
+    /// Loads elements one by one; as many as both slices have.
+    #[inline(always)]
+    fn load_all(from: &[Self], to: &mut [Self::Accumulator]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load());
+    }
 }
 
 impl Element for f16 {
@@ -65,13 +71,20 @@ impl Element for f16 {
     fn store(x: f32) -> Self {
         f16::from_f32(x)
     }
+    fn load_all(from: &[Self], to: &mut [f32]) {
+        let len = from.len().min(to.len());
+        // With the processor's own conversion where it has one.
+        from[..len].convert_to_f32_slice(&mut to[..len]);
+    }
 }
 
 impl Element for f32 {
     type Accumulator = f32;
+    #[inline(always)]
     fn load(self) -> f32 {
         self
     }
+    #[inline(always)]
     fn store(x: f32) -> Self {
         x
     }
@@ -92,6 +105,7 @@ impl Element for f64 {
 pub const BIAS_FLOOR: f64 = -1e30;
 
 /// A bias as every engine reads it: minus infinity below [`BIAS_FLOOR`].
+#[inline(always)]
 pub(crate) fn clamp_bias<T: Scalar>(bias: T) -> T {
     if bias < T::of(BIAS_FLOOR) { T::neg_infinity() } else { bias }
 }

@@ -6,9 +6,11 @@
 //! queries are cut into calls.
 
 mod block;
+mod forward;
 mod kernel;
 mod pack;
 mod rows;
+mod scratch;
 mod simd;
 mod weights;
 
@@ -19,10 +21,16 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::dropout::KeepMask;
-use crate::engine::zeros;
+use crate::engine::{reserve, zeros};
+use crate::shape::saturating_product;
 use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Weights};
-use block::{Block, ForwardOp, Job, Scratch};
+use block::{Block, Job};
+use forward::ForwardOp;
+use scratch::Scratch;
 pub use simd::Isa;
+
+/// Products below which a call is computed by the thread that makes it: about 50 microseconds.
+const SMALL: u128 = 1 << 21;
 
 /// The CPU engine.
 ///
@@ -93,11 +101,22 @@ impl Cpu {
         self.isa
     }
 
-    /// Runs on the pool of this engine.
-    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    /// Carries out tasks on the pool of this engine, or here where waking it would take longer.
+    fn each<T: Send>(
+        &self,
+        problem: &Problem,
+        tasks: impl IndexedParallelIterator<Item = T>,
+        work: impl Fn(T) -> Result<(), RunError> + Send + Sync,
+    ) -> Result<(), RunError> {
+        let shape = &problem.shape;
+        let keys = problem.geometry.slots().min(shape.key_len) as u128;
+        let products = saturating_product(&[problem.batch, shape.query.len()]) * keys;
+        if products.saturating_mul((shape.head_dim + shape.value_dim) as u128) < SMALL {
+            return tasks.with_min_len(usize::MAX).try_for_each(work);
+        }
         match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
+            Some(pool) => pool.install(|| tasks.try_for_each(work)),
+            None => tasks.try_for_each(work),
         }
     }
 
@@ -110,22 +129,21 @@ impl Cpu {
         problem.check_inputs(inputs)?;
         let shape = &problem.shape;
         let (rows, queries) = (problem.batch, shape.query.len());
-        let mut out: Vec<T> = zeros("out", &[rows, queries, shape.value_dim])?;
+        let (mut out, len) = reserve::<T>("out", &[rows, queries, shape.value_dim])?;
         let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
         let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call));
-        self.install(|| {
-            let blocks = Block::all(problem, shape.query.clone());
-            let out_parts = split(&mut out, &blocks, shape.value_dim);
-            let lse_parts = split(&mut lse, &blocks, usize::from(shape.lse));
-            blocks.into_par_iter().zip(out_parts).zip(lse_parts).try_for_each_init(
-                || Scratch::new(problem),
-                |scratch, ((block, out), lse)| {
-                    let scratch = scratch.as_mut().map_err(|e| e.clone())?;
-                    self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
-                    Ok(())
-                },
-            )
+        let blocks = Block::all(problem, shape.query.clone());
+        // Written by the threads that compute it: no pass over it before.
+        let out_parts = split(&mut out.spare_capacity_mut()[..len], &blocks, shape.value_dim);
+        let lse_parts = split(&mut lse, &blocks, usize::from(shape.lse));
+        let tasks = blocks.into_par_iter().zip(out_parts).zip(lse_parts);
+        self.each(problem, tasks, |((block, out), lse)| {
+            Scratch::with(problem, |scratch| {
+                self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
+            })
         })?;
+        // SAFETY: the blocks cover all rows and queries, and each block has written its part.
+        unsafe { out.set_len(len) };
         Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })
     }
 }

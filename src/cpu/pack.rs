@@ -3,7 +3,8 @@
 use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
-use super::block::{Block, Job, Scratch};
+use super::block::{Block, Job};
+use super::scratch::Scratch;
 use super::simd::Simd;
 use crate::shape::BiasShape;
 use crate::tensor::RowView;
@@ -49,37 +50,28 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         self.mask.as_ref().is_some_and(|(mask, len)| key >= *len || !mask.at1(key))
     }
 
-    /// All queries of the block, `[tile][feature][row]`; rows past the last are 0.
+    /// All queries of the block, `[row][feature]`; rows that fill up the last tile are 0. And the
+    /// keys each of them sees.
     #[inline(always)]
     pub(super) fn pack_queries<const MR: usize>(&self, scratch: &mut Scratch) {
         let d = self.head_dim();
         // Logits are kept in powers of 2.
         let factor = (self.problem.scale * LOG2_E) as f32;
         let shift = self.problem.geometry.rotary_shift();
-        let (rows, queries) = (self.block.queries.len(), self.block.queries.clone());
-        for r in 0..rows.next_multiple_of(MR) {
-            let features = &mut scratch.features[..d];
-            if r < rows {
-                let t = queries.start + r;
-                load(&self.q, t - self.problem.shape.query.start, features);
-                features.iter_mut().for_each(|x| *x *= factor);
-                if let Some(tables) = self.job.tables {
-                    let position = (t - self.block.origin + shift) as i64;
-                    tables.rotate(features, position, &mut scratch.buffer);
-                    tables.decay(
-                        features,
-                        t as i64 - self.block.centre as i64,
-                        &mut scratch.buffer,
-                    );
-                }
-            } else {
-                features.fill(0.0);
-            }
-            let tile = &mut scratch.q[r / MR * MR * d..][..MR * d];
-            for (x, &f) in tile[r % MR..].iter_mut().step_by(MR).zip(&*features) {
-                *x = f;
+        let first = self.problem.shape.query.start;
+        let rows = self.block.queries.len();
+        for (r, t) in self.block.queries.clone().enumerate() {
+            scratch.visible[r] = self.problem.geometry.visible_range(t);
+            let features = &mut scratch.q[r * d..][..d];
+            load(&self.q, t - first, features);
+            features.iter_mut().for_each(|x| *x *= factor);
+            if let Some(tables) = self.job.tables {
+                let position = (t - self.block.origin + shift) as i64;
+                tables.rotate(features, position, &mut scratch.buffer);
+                tables.decay(features, t as i64 - self.block.centre as i64, &mut scratch.buffer);
             }
         }
+        scratch.q[rows * d..rows.next_multiple_of(MR) * d].fill(0.0);
     }
 
     /// The keys of `present`, part of the block of keys from `first` on, as `[panel][feature][key]`,
@@ -93,32 +85,53 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     ) {
         let d = self.head_dim();
         let panel = 2 * S::LANES;
-        let shift = self.problem.geometry.rotary_shift() as i64;
         let start = (present.start - first) / panel * panel;
         let end = (present.end - first).next_multiple_of(panel);
-        for column in start..end {
-            let u = first + column;
-            let features = &mut scratch.features[..d];
-            let there = present.contains(&u) && !self.masked(u);
-            scratch.key_mask[column] = if there { 0.0 } else { f32::NEG_INFINITY };
-            if there {
-                load(&self.k, u, features);
-                if self.problem.shared_qk {
-                    normalise(features);
+        for column in (start..end).step_by(S::LANES) {
+            for i in 0..S::LANES {
+                let u = first + column + i;
+                let features = &mut scratch.features[i * d..][..d];
+                let there = present.contains(&u) && !self.masked(u);
+                scratch.key_mask[column + i] = if there { 0.0 } else { f32::NEG_INFINITY };
+                if there {
+                    self.load_key(u, features, &mut scratch.buffer);
+                } else {
+                    features.fill(0.0);
                 }
-                if let Some(tables) = self.job.tables {
-                    tables.rotate(features, (u - self.block.origin) as i64, &mut scratch.buffer);
-                    // The distance to the queries' centre, as rotary sees it.
-                    let lag = self.block.centre as i64 + shift - u as i64;
-                    tables.decay(features, lag, &mut scratch.buffer);
-                }
-            } else {
-                features.fill(0.0);
             }
+            let keys = &scratch.features[..S::LANES * d];
             let packed = &mut scratch.k[column / panel * panel * d..][..panel * d];
-            for (x, &f) in packed[column % panel..].iter_mut().step_by(panel).zip(&*features) {
-                *x = f;
+            let lane = column % panel;
+            let whole = d / S::LANES * S::LANES;
+            for c in (0..whole).step_by(S::LANES) {
+                // SAFETY: `keys` has `LANES` rows of `d`, of which `LANES` floats from `c` on are
+                // read; `packed` has `d` rows of `panel`, of which `LANES` from `c` on are written,
+                // in one of the two halves of a row.
+                unsafe {
+                    let to = packed.as_mut_ptr().add(c * panel + lane);
+                    S::transpose(keys.as_ptr().add(c), d, to, panel);
+                }
             }
+            for c in whole..d {
+                for i in 0..S::LANES {
+                    packed[c * panel + lane + i] = keys[i * d + c];
+                }
+            }
+        }
+    }
+
+    /// One key, normalised and rotated.
+    #[inline(always)]
+    fn load_key(&self, u: usize, features: &mut [f32], buffer: &mut [f32]) {
+        load(&self.k, u, features);
+        if self.problem.shared_qk {
+            normalise(features);
+        }
+        if let Some(tables) = self.job.tables {
+            tables.rotate(features, (u - self.block.origin) as i64, buffer);
+            // The distance to the queries' centre, as rotary sees it.
+            let shift = self.problem.geometry.rotary_shift() as i64;
+            tables.decay(features, self.block.centre as i64 + shift - u as i64, buffer);
         }
     }
 
@@ -141,7 +154,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
 #[inline(always)]
 fn load<T: Element<Accumulator = f32>>(view: &RowView<'_, T>, row: usize, to: &mut [f32]) {
     match view.slice(row, to.len()) {
-        Some(from) => to.iter_mut().zip(from).for_each(|(to, x)| *to = x.load()),
+        Some(from) => T::load_all(from, to),
         None => (0..to.len()).for_each(|c| to[c] = view.at(row, c).load()),
     }
 }

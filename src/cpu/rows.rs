@@ -2,6 +2,7 @@
 //! counted instead of visited, dropout, and rows that see nothing.
 
 use std::f64::consts::LOG2_E;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::kernel::RowState;
@@ -20,40 +21,24 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         self.block.queries.start + row
     }
 
-    /// The columns of a key block, from `first` on, that some of these rows see.
-    pub(super) fn columns(
-        &self,
-        rows: Range<usize>,
-        first: usize,
-        present: &Range<usize>,
-    ) -> Range<usize> {
-        let geometry = &self.problem.geometry;
-        let start = geometry.visible_range(self.query(rows.start)).start.max(present.start);
-        let end = geometry.visible_range(self.query(rows.end - 1)).end.min(present.end);
-        if start < end { start - first..end - first } else { 0..0 }
-    }
-
     /// Finishes a row of scores, of the keys from `start` on: adds the bias, applies the self rule
-    /// and puts minus infinity wherever the query does not see.
+    /// and puts minus infinity wherever a key is not in `visible` or masked.
     #[inline(always)]
     pub(super) fn hide(
         &self,
         row: usize,
         logits: &mut [f32],
         start: usize,
-        present: &Range<usize>,
+        visible: &Range<usize>,
         key_mask: &[f32],
     ) {
         let t = self.query(row);
-        let visible = self.problem.geometry.visible_range(t);
-        let low = visible.start.max(present.start).clamp(start, start + logits.len()) - start;
-        let high = visible.end.min(present.end).clamp(start + low, start + logits.len()) - start;
+        let low = visible.start.clamp(start, start + logits.len()) - start;
+        let high = visible.end.clamp(start + low, start + logits.len()) - start;
         logits[..low].fill(f32::NEG_INFINITY);
         logits[high..].fill(f32::NEG_INFINITY);
-        if self.bias.is_some() {
-            for (i, x) in logits[low..high].iter_mut().enumerate() {
-                *x += self.bias_of(t, start + low + i);
-            }
+        if low < high {
+            self.add_bias(t, &mut logits[low..high], start + low);
         }
         if self.problem.shared_qk && (start + low..start + high).contains(&t) {
             logits[t - start] = SELF;
@@ -61,6 +46,26 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         if self.mask.is_some() {
             for (x, &m) in logits[low..high].iter_mut().zip(&key_mask[low..high]) {
                 *x += m;
+            }
+        }
+    }
+
+    /// Adds the bias of neighbouring keys, from `key` on, for a query.
+    #[inline(always)]
+    fn add_bias(&self, t: usize, logits: &mut [f32], key: usize) {
+        let Some((bias, shape)) = &self.bias else { return };
+        let geometry = &self.problem.geometry;
+        let slot = geometry.slot_of(geometry.window_of(t), key);
+        match bias.slice(t % shape.queries, shape.slots) {
+            Some(row) if shape.slots > 1 => {
+                for (x, b) in logits.iter_mut().zip(&row[slot..]) {
+                    *x += clamp_bias(b.load()) * LOG2_E as f32;
+                }
+            }
+            _ => {
+                for (i, x) in logits.iter_mut().enumerate() {
+                    *x += self.bias_of(t, key + i);
+                }
             }
         }
     }
@@ -117,12 +122,12 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         &self,
         keep: &KeepMask,
         t: usize,
+        visible: &Range<usize>,
         start: usize,
         weights: &mut [f32],
     ) {
         let geometry = &self.problem.geometry;
         let window = geometry.window_of(t);
-        let visible = geometry.visible_range(t);
         for (i, weight) in weights.iter_mut().enumerate() {
             if visible.contains(&(start + i)) {
                 let slot = geometry.slot_of(window, start + i);
@@ -152,7 +157,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// A row whose query sees nothing, or nothing with a weight: the mean of the values of all
     /// slots it does not see, those outside the sequence counting as -1 and autopad's as 0; with
     /// the quirk `uniform_masked_rows` off, or without such a slot, 0.
-    pub(super) fn degenerate_row(&self, t: usize, out: &mut [T]) {
+    pub(super) fn degenerate_row(&self, t: usize, out: &mut [MaybeUninit<T>]) {
         let mut sums = vec![0.0_f64; out.len()];
         let hidden = self.hidden_slots(t);
         if self.problem.uniform_masked_rows && hidden > 0 {
@@ -181,7 +186,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
             sums.iter_mut().for_each(|sum| *sum = (*sum + pads * PAD_VALUE) / hidden as f64);
         }
         for (to, sum) in out.iter_mut().zip(sums) {
-            *to = T::store(sum as f32);
+            to.write(T::store(sum as f32));
         }
     }
 }

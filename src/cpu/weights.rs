@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::block::{Block, Job, KEYS, LOGITS_ROW, Scratch, TILES, logits, whole_panels};
+use super::block::{Block, Job};
+use super::forward::{KEYS, LOGITS_ROW, TILES, logits, whole_panels};
 use super::pack::RowInputs;
+use super::scratch::Scratch;
 use super::simd::{Op, Simd};
 use super::{Cpu, split};
 use crate::engine::zeros;
@@ -23,19 +25,14 @@ impl Cpu {
         let shape = [problem.batch, queries.len(), problem.geometry.slots()];
         let mut weights: Vec<f32> = zeros("attention weights", &shape)?;
         let job = Job::new(problem, inputs, None);
-        self.install(|| {
-            let blocks = Block::all(problem, queries.clone());
-            let parts = split(&mut weights, &blocks, shape[2]);
-            blocks.into_par_iter().zip(parts).try_for_each_init(
-                || Scratch::new(problem),
-                |scratch, (block, weights)| {
-                    let scratch = scratch.as_mut().map_err(|e| e.clone())?;
-                    self.isa.run(WeightsOp { job: &job, block, scratch, weights });
-                    Ok(())
-                },
-            )
+        let blocks = Block::all(problem, queries.clone());
+        let parts = split(&mut weights, &blocks, shape[2]);
+        self.each(problem, blocks.into_par_iter().zip(parts), |(block, weights)| {
+            Scratch::with(problem, |scratch| {
+                self.isa.run(WeightsOp { job: &job, block, scratch, weights });
+            })
         })?;
-        Ok(Weights { weights, shape, keys: problem.slot_positions(queries) })
+        Ok(Weights { weights, shape, keys: problem.slot_positions(queries)? })
     }
 }
 

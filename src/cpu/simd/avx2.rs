@@ -88,4 +88,29 @@ impl Simd for Avx2 {
     fn largest(x: __m256) -> f32 {
         fold(x, |a, b| unsafe { _mm_max_ps(a, b) })
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        unsafe {
+            // Rows that lie 4 apart go into one vector, 4 floats each, so that what is left is a
+            // transpose of 4 by 4 inside each half.
+            for column in [0, 4] {
+                let gather = |i: usize| {
+                    let half = |row: usize| _mm_loadu_ps(from.add(row * from_row + column));
+                    _mm256_set_m128(half(i + 4), half(i))
+                };
+                let (a, b, c, d) = (gather(0), gather(1), gather(2), gather(3));
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let columns = [
+                    _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+                    _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high),
+                    _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high),
+                ];
+                for (i, x) in columns.into_iter().enumerate() {
+                    _mm256_storeu_ps(to.add((column + i) * to_row), x);
+                }
+            }
+        }
+    }
 }

@@ -111,6 +111,11 @@ pub(super) trait Simd: Copy {
     fn exp2(x: Self::V) -> Self::V;
     fn sum(x: Self::V) -> f32;
     fn largest(x: Self::V) -> f32;
+    /// Writes a square of `LANES` by `LANES` floats transposed: row `i` of `from`, `from_row`
+    /// floats after the one before, becomes column `i` of `to`.
+    /// # Safety
+    /// Both squares can be accessed.
+    unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize);
 }
 
 /// 2^f on [-0.5, 0.5] to 2e-9 before rounding, lowest power first: least squares on Chebyshev
@@ -138,6 +143,34 @@ mod tests {
             for (x, y) in self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact_mut(S::LANES)) {
                 // SAFETY: both chunks hold `LANES` floats.
                 unsafe { S::store(y.as_mut_ptr(), S::exp2(S::load(x.as_ptr()))) };
+            }
+        }
+    }
+
+    struct Transposed<'a>(&'a [f32], &'a mut [f32]);
+
+    impl Op for Transposed<'_> {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd, const MR: usize>(self) -> usize {
+            // SAFETY: both hold 16 rows of 20 and 18 floats, and no set has more lanes.
+            unsafe { S::transpose(self.0.as_ptr(), 20, self.1.as_mut_ptr(), 18) };
+            S::LANES
+        }
+    }
+
+    #[test]
+    fn transpose_on_every_instruction_set() {
+        let from: Vec<f32> = (0..16 * 20).map(|i| i as f32).collect();
+        for isa in Isa::available() {
+            let mut to = vec![-1.0; 16 * 18];
+            let lanes = isa.run(Transposed(&from, &mut to));
+            for i in 0..16 {
+                for j in 0..18 {
+                    let inside = i < lanes && j < lanes;
+                    let expected = if inside { from[j * 20 + i] } else { -1.0 };
+                    assert_eq!(to[i * 18 + j], expected, "{isa}: [{i}, {j}]");
+                }
             }
         }
     }

@@ -72,4 +72,13 @@ impl Simd for Portable {
     fn largest(x: Self::V) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        for i in 0..LANES {
+            for j in 0..LANES {
+                // SAFETY: the caller promises both squares.
+                unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) };
+            }
+        }
+    }
 }

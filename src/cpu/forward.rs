@@ -1,0 +1,206 @@
+//! The forward pass of one block of queries: its keys block by block, its output row by row.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::block::{Block, Job};
+use super::kernel::{Lhs, Rhs, scale, softmax_step, tile};
+use super::pack::RowInputs;
+use super::scratch::Scratch;
+use super::simd::{Op, Simd};
+use crate::Element;
+
+/// Keys packed at a time: with 64 features K and V fill a quarter of a small L2 cache.
+pub(super) const KEYS: usize = 256;
+/// Register tiles of queries that share one pass over packed keys.
+pub(super) const TILES: usize = 4;
+/// The largest register tile of any instruction set: rows, and lanes of a vector.
+pub(super) const MAX_TILE_ROWS: usize = 8;
+pub(super) const MAX_LANES: usize = 16;
+/// Floats from one row of logits to the next: not a power of two, so that rows of a tile do not
+/// compete for the same cache sets.
+pub(super) const LOGITS_ROW: usize = KEYS + MAX_LANES;
+
+/// The key columns of a tile of queries: what some query sees, as offsets in the key block.
+type Columns = Range<usize>;
+
+/// The forward pass of one block.
+pub(super) struct ForwardOp<'a, T: Element> {
+    pub(super) job: &'a Job<'a, T>,
+    pub(super) block: Block,
+    pub(super) scratch: &'a mut Scratch,
+    /// `[queries, value_dim]`, all of which is written.
+    pub(super) out: &'a mut [MaybeUninit<T>],
+    /// `[queries]`, or empty.
+    pub(super) lse: &'a mut [f32],
+}
+
+impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self) {
+        let Self { job, block, scratch, out, lse } = self;
+        let inputs = RowInputs::new(job, &block);
+        let rows = block.queries.len();
+        inputs.pack_queries::<MR>(scratch);
+        for r in 0..rows {
+            scratch.state[r] = inputs.zero_keys(block.queries.start + r);
+        }
+        let padded = rows.next_multiple_of(MR) * scratch.value_stride;
+        scratch.out[..padded].fill(0.0);
+        let keys = block.keys(job.problem);
+        let mut first = keys.start / KEYS * KEYS;
+        while first < keys.end {
+            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+            inputs.pack_keys::<S>(scratch, first, present.clone());
+            inputs.pack_values(scratch, first, present.clone());
+            for group in (0..rows).step_by(TILES * MR) {
+                let group = group..rows.min(group + TILES * MR);
+                let tiles = logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
+                for r in group.clone() {
+                    let columns = &tiles[(r - group.start) / MR];
+                    let at = (r - group.start) * LOGITS_ROW;
+                    let panels = whole_panels::<S>(columns);
+                    let row = &mut scratch.logits[at..][panels.clone()];
+                    let earlier = softmax_step::<S>(row, &mut scratch.state[r]);
+                    if let Some(keep) = &job.keep {
+                        let start = first + panels.start;
+                        let t = block.queries.start + r;
+                        inputs.drop_weights(keep, t, &scratch.visible[r], start, row);
+                    }
+                    if earlier != 1.0 {
+                        let stride = scratch.value_stride;
+                        scale::<S>(&mut scratch.out[r * stride..][..stride], earlier);
+                    }
+                }
+                add_values::<S, MR>(scratch, group.start, &tiles);
+            }
+            first += KEYS;
+        }
+        for r in 0..rows {
+            let width = job.problem.shape.value_dim;
+            let to = &mut out[r * width..][..width];
+            let state = scratch.state[r];
+            if state.is_degenerate() {
+                inputs.degenerate_row(block.queries.start + r, to);
+            } else {
+                let from = &scratch.out[r * scratch.value_stride..][..width];
+                let factor = state.sum.recip();
+                for (to, &from) in to.iter_mut().zip(from) {
+                    to.write(T::store(from * factor));
+                }
+            }
+            if let Some(lse) = lse.get_mut(r) {
+                *lse = if state.is_degenerate() {
+                    crate::reference::DEGENERATE_LSE as f32
+                } else {
+                    state.lse()
+                };
+            }
+        }
+    }
+}
+
+/// Whole panels of keys around some columns.
+pub(super) fn whole_panels<S: Simd>(columns: &Columns) -> Columns {
+    let panel = 2 * S::LANES;
+    if columns.is_empty() {
+        return 0..0;
+    }
+    columns.start / panel * panel..columns.end.next_multiple_of(panel)
+}
+
+/// Logits of a group of queries for one block of keys, in powers of 2: scores, bias, the self
+/// rule, and minus infinity wherever a key is hidden. Each row is filled over the whole panels
+/// around its tile's columns. Tiles that see nothing of the block are left out, and those that see
+/// all of their columns in every row run no code for masking.
+#[inline(always)]
+pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
+    inputs: &RowInputs<'_, T>,
+    scratch: &mut Scratch,
+    group: Range<usize>,
+    first: usize,
+    present: &Range<usize>,
+) -> [Columns; TILES] {
+    let panel = 2 * S::LANES;
+    let depth = inputs.head_dim();
+    let tiles: [Columns; TILES] = std::array::from_fn(|i| {
+        let start = group.start + i * MR;
+        let end = group.end.min(start + MR);
+        if start >= end {
+            return 0..0;
+        }
+        // Ranges move right from query to query.
+        let low = scratch.visible[start].start.max(present.start);
+        let high = scratch.visible[end - 1].end.min(present.end);
+        if low < high { low - first..high - first } else { 0..0 }
+    });
+    let seen = tiles.iter().filter(|c| !c.is_empty());
+    let low = seen.clone().map(|c| c.start / panel).min().unwrap_or(0);
+    let high = seen.map(|c| c.end.div_ceil(panel)).max().unwrap_or(0);
+    for p in low..high {
+        for (i, columns) in tiles.iter().enumerate() {
+            if !whole_panels::<S>(columns).contains(&(p * panel)) {
+                continue;
+            }
+            let a = scratch.q[(group.start + i * MR) * depth..][..MR * depth].as_ptr();
+            let b = scratch.k[p * panel * depth..][..panel * depth].as_ptr();
+            let c = &mut scratch.logits[i * MR * LOGITS_ROW + p * panel..];
+            assert!(c.len() >= (MR - 1) * LOGITS_ROW + panel);
+            let a = Lhs { at: a, row: depth, step: 1 };
+            let b = Rhs { at: b, row: panel };
+            // SAFETY: a tile of queries is `MR` rows of `depth` floats, a panel of keys
+            // `depth` times two vectors, and the assertion bounds the logits.
+            unsafe { tile::<S, MR, 2, false>(depth, a, b, c.as_mut_ptr(), LOGITS_ROW) };
+        }
+    }
+    for r in group.clone() {
+        let columns = &tiles[(r - group.start) / MR];
+        if !columns.is_empty() {
+            let panels = whole_panels::<S>(columns);
+            let row = &mut scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
+            let visible = &scratch.visible[r];
+            let visible = visible.start.max(present.start)..visible.end.min(present.end);
+            inputs.hide(r, row, first + panels.start, &visible, &scratch.key_mask[panels]);
+        }
+    }
+    tiles
+}
+
+/// Adds weights times values to the output of a group of queries.
+#[inline(always)]
+fn add_values<S: Simd, const MR: usize>(
+    scratch: &mut Scratch,
+    first_row: usize,
+    tiles: &[Columns; TILES],
+) {
+    let stride = scratch.value_stride;
+    for (i, columns) in tiles.iter().enumerate() {
+        if columns.is_empty() {
+            continue;
+        }
+        let depth = columns.len();
+        let weights = &scratch.logits[i * MR * LOGITS_ROW + columns.start..];
+        assert!(weights.len() >= (MR - 1) * LOGITS_ROW + depth);
+        let a = Lhs { at: weights.as_ptr(), row: LOGITS_ROW, step: 1 };
+        let values = &scratch.v[columns.start * stride..][..depth * stride];
+        let out = &mut scratch.out[(first_row + i * MR) * stride..][..MR * stride];
+        let mut e = 0;
+        while e < stride {
+            // SAFETY: `values` holds `depth` and `out` `MR` rows of `stride` floats, a whole number
+            // of vectors, of which those from `e` on are used; the assertion bounds the weights.
+            unsafe {
+                let b = Rhs { at: values.as_ptr().add(e), row: stride };
+                let c = out.as_mut_ptr().add(e);
+                if e + 2 * S::LANES <= stride {
+                    tile::<S, MR, 2, true>(depth, a, b, c, stride);
+                    e += 2 * S::LANES;
+                } else {
+                    tile::<S, MR, 1, true>(depth, a, b, c, stride);
+                    e += S::LANES;
+                }
+            }
+        }
+    }
+}
