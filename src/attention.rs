@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use crate::engine::reserve;
 use crate::geometry::WindowGeometry;
 use crate::rotary::{RotarySpec, RotaryTables, xpos_reach};
 use crate::shape::{AttentionShape, BiasShape, MaskShape, bias_shape, mask_shape};
@@ -202,14 +203,17 @@ impl Problem {
     }
 
     /// For each slot of a query's window, the position it stands for.
-    pub(crate) fn slot_positions(&self, queries: Range<usize>) -> Vec<Option<usize>> {
+    pub(crate) fn slot_positions(
+        &self,
+        queries: Range<usize>,
+    ) -> Result<Vec<Option<usize>>, RunError> {
         let slots = self.geometry.slots();
-        queries
-            .flat_map(|t| {
-                let window = self.geometry.window_of(t);
-                (0..slots).map(move |s| self.geometry.position_of(window, s))
-            })
-            .collect()
+        let (mut positions, _) = reserve("keys of attention weights", &[queries.len(), slots])?;
+        for t in queries {
+            let window = self.geometry.window_of(t);
+            positions.extend((0..slots).map(|s| self.geometry.position_of(window, s)));
+        }
+        Ok(positions)
     }
 }
 

@@ -27,7 +27,7 @@ pub struct ErrorBudget {
     pub oracle: Vec<f64>,
     /// The largest error of the plain evaluation.
     pub err_plain: f64,
-    /// The largest absolute value, 1 at least where slots outside the sequence count.
+    /// The largest absolute finite value, 1 at least where slots outside the sequence count.
     pub max_value: f64,
     /// The largest absolute logit of a visible key.
     pub max_logit: f64,
@@ -70,7 +70,8 @@ impl ErrorBudget {
             .fold(0.0, f64::max);
         let degenerate = oracle.lse.iter().flatten().any(|&x| x == DEGENERATE_LSE);
         let least = if degenerate { 1.0 } else { 0.0 };
-        let max_value = wide.v.to_vec().iter().fold(least, |m, x| x.abs().max(m));
+        let finite = wide.v.to_vec().into_iter().map(f64::abs).filter(|x| x.is_finite());
+        let max_value = finite.fold(least, f64::max);
         let dropped = call.dropout.map_or(1.0, |_| 1.0 / (1.0 - problem.dropout));
         Ok(Self {
             oracle: oracle.out,

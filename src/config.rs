@@ -172,7 +172,7 @@ impl LocalAttentionConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(ConfigError::Dropout { got: self.dropout });
         }
-        if let Some(scale) = self.scale.filter(|s| !s.is_finite()) {
+        if let Some(scale) = self.scale.filter(|s| !(*s as f32).is_finite()) {
             return Err(ConfigError::Scale { got: scale });
         }
         if let Some((argument, got)) = self.rotary_dim()? {

@@ -55,8 +55,10 @@ pub enum ConfigError {
         "rel_pos_emb_config is []: its first element is the rotary dimension and must be there"
     )]
     RelPosEmbConfigEmpty,
-    /// `scale` that is not a finite number.
-    #[error("scale is {got}: it must be a finite number, or unset for head_dim^-0.5")]
+    /// `scale` that is not a finite number of f32.
+    #[error(
+        "scale is {got}: it must be a finite number that f32 can hold, or unset for head_dim^-0.5"
+    )]
     Scale {
         /// The value given.
         got: f64,
@@ -150,14 +152,14 @@ pub enum ShapeError {
         got: i64,
     },
     /// A sequence that windows do not divide.
-    #[error("sequence length {len} must be divisible by window size {window} for local attention{}", if *.autopad { " (autopad pads to the constructor's window_size only)" } else { " (or set autopad)" })]
+    #[error("sequence length {len} must be divisible by window size {window} for local attention{}", if *.overridden { " (autopad pads to the constructor's window_size only)" } else { " (or set autopad)" })]
     Indivisible {
         /// The length, after autopad.
         len: usize,
         /// The window in effect.
         window: usize,
-        /// Whether `autopad` was on.
-        autopad: bool,
+        /// Whether the call overrides the window.
+        overridden: bool,
     },
     /// A head_dim other than the rotary dimension.
     #[error(
@@ -170,7 +172,7 @@ pub enum ShapeError {
         dim: i64,
     },
     /// Keys whose length does not pad to that of the queries.
-    #[error("{tensor} has length {got}: padded to {multiple} it must be {padded} like the queries, so {} to {padded} is allowed", (*padded).saturating_sub(multiple - 1))]
+    #[error("{tensor} has length {got}: {}", if *.multiple == 1 { format!("it must be {padded}, like the queries") } else { format!("{} to {padded} is allowed, which pads to the queries' {padded}", padded.saturating_sub(multiple - 1)) })]
     KeyLength {
         /// `k` or `v`.
         tensor: &'static str,
@@ -192,7 +194,9 @@ pub enum ShapeError {
         allowed: String,
     },
     /// A K/V batch that is neither 1 nor the queries'.
-    #[error("k and v have a packed batch of {got}: it must be {batch}, the queries', or 1")]
+    #[error(
+        "k and v have a packed batch of {got}: it must be {batch}, like that of the queries, or 1"
+    )]
     KvBatch {
         /// Product of the leading dimensions of k and v.
         got: usize,
@@ -210,7 +214,7 @@ pub enum ShapeError {
         batch: usize,
     },
     /// A mask of the wrong length.
-    #[error("mask has length {got}: {} to {padded} is allowed", if *.autopad { padded.saturating_sub(window - 1).max(1) } else { *padded })]
+    #[error("mask has length {got}: {}", if *.autopad && *.window > 1 { format!("{} to {padded} is allowed", padded.saturating_sub(window - 1).max(1)) } else { format!("it must be {padded}") })]
     MaskLength {
         /// The length given.
         got: usize,

@@ -120,19 +120,22 @@ impl WindowGeometry {
 
     /// The positions in `0..padded_len()` that a window gathers.
     pub fn gathered(&self, window: usize) -> Range<usize> {
-        let start = window.saturating_sub(self.look_backward) * self.window;
-        let end = (window + 1).saturating_add(self.look_forward).saturating_mul(self.window);
-        start..end.min(self.padded_len)
+        // Saturating: a window past the sequence gathers nothing.
+        let position = |window: usize| window.saturating_mul(self.window).min(self.padded_len);
+        let end = window.saturating_add(1).saturating_add(self.look_forward);
+        position(window.saturating_sub(self.look_backward))..position(end)
     }
 
     /// The slot of a gathered position in a window.
-    pub fn slot_of(&self, window: usize, position: usize) -> usize {
+    pub(crate) fn slot_of(&self, window: usize, position: usize) -> usize {
         self.look_backward * self.window + position - window * self.window
     }
 
     /// The position a slot of a window stands for, `None` outside the padded sequence.
     pub fn position_of(&self, window: usize, slot: usize) -> Option<usize> {
-        (window * self.window + slot)
+        window
+            .saturating_mul(self.window)
+            .saturating_add(slot)
             .checked_sub(self.look_backward * self.window)
             .filter(|&p| p < self.padded_len)
     }
@@ -141,7 +144,7 @@ impl WindowGeometry {
     pub fn visible_range(&self, query: usize) -> Range<usize> {
         let Range { mut start, mut end } = self.gathered(self.window_of(query));
         if self.causal {
-            end = end.min(query + 1);
+            end = end.min(query.saturating_add(1));
         }
         if let Some(reach) = self.exact {
             start = start.max(query.saturating_sub(reach.backward));

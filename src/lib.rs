@@ -1,4 +1,30 @@
-#![doc = include_str!("../README.md")]
+//! Windowed ("local") attention with all the semantics of the PyTorch module `LocalAttention`
+//! (local-attention 1.11.2).
+//!
+//! [`LocalAttention`] is a checked configuration, [`Problem`] a checked shape: who sees whom, as data,
+//! without a device. Engines carry problems out: [`cpu::Cpu`], the fast one, and [`Reference`], the
+//! definition in plain loops, in f64 or f32. Both implement [`Engine`].
+//!
+//! ```
+//! use local_attention::cpu::Cpu;
+//! use local_attention::{
+//!     AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+//! };
+//!
+//! // q, k, v: [batch 1, n 100, head_dim 32]
+//! let data = vec![0.1_f32; 100 * 32];
+//! let x = || HostTensor::new(&data[..], [1, 100, 32]);
+//! let inputs = HostInputs::new(x()?, x()?, x()?);
+//! // LocalAttention(window_size = 5, causal = True, dim = 32)
+//! let attention = LocalAttention::new(LocalAttentionConfig::new(5).causal(true).dim(32))?;
+//! let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?)?;
+//! let result = Cpu::new().forward(&problem, &inputs, &Call::default())?;
+//! assert_eq!(result.shape, [1, 100, 32]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! By default three artefacts of the PyTorch module are reproduced; see [`ReferenceQuirks`]. Results are
+//! held to an [`ErrorBudget`] against the f64 oracle.
 
 mod attention;
 #[cfg(test)]
@@ -32,3 +58,8 @@ pub use reference::Reference;
 pub use scalar::{BIAS_FLOOR, Element, Scalar};
 pub use shape::{AttentionShape, BiasShape, MAX_POSITIONS, MaskShape};
 pub use tensor::HostTensor;
+
+/// The README's snippet, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -69,7 +69,7 @@ fn each_query<T: Scalar + Element<Accumulator = T>>(
     mut each: impl FnMut(usize, usize, Row<T>),
 ) -> Result<(), RunError> {
     problem.check_inputs(inputs)?;
-    if queries.is_empty() {
+    if queries.is_empty() || problem.batch == 0 {
         return Ok(());
     }
     let geometry = &problem.geometry;

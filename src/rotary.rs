@@ -18,7 +18,7 @@ pub(crate) struct RotarySpec {
     pub(crate) xpos_scale_base: Option<f64>,
 }
 
-/// Tables larger than this are split into coarse and fine positions.
+/// Tables larger than this are split into coarse and fine positions, where that makes them smaller.
 const DIRECT_BYTES: usize = 4 << 20;
 
 /// Fine positions of a split table.
@@ -158,7 +158,8 @@ impl<T: Scalar> Levels<T> {
     ) -> Self {
         let runs = merge(ranges);
         let rows: usize = runs.iter().map(|r| (r.end - r.start) as usize).sum();
-        if rows.saturating_mul(width * size_of::<f32>()) <= direct_bytes {
+        let bytes = rows.saturating_mul(width * size_of::<f32>());
+        if bytes <= direct_bytes || (rows <= 2 * FINE as usize && direct_bytes > 0) {
             return Self::Direct(Table::new(&runs, width, fill));
         }
         let coarse: Vec<_> =

@@ -97,6 +97,6 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
                 all[at..at + shape[2]][span.slots.clone()].fill(weight);
             }
         })?;
-        Ok(Weights { weights: all, shape, keys: problem.slot_positions(queries) })
+        Ok(Weights { weights: all, shape, keys: problem.slot_positions(queries)? })
     }
 }

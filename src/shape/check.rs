@@ -56,7 +56,7 @@ impl AttentionShape {
             return Err(ShapeError::Indivisible {
                 len: padded_len,
                 window,
-                autopad: config.autopad,
+                overridden: self.window.is_some(),
             });
         }
         if pad(self.key_len) != padded_len as u128 {
