@@ -1,15 +1,16 @@
 //! Arguments, and what each subcommand is called with.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use local_attention::ReferenceQuirks;
 
 use crate::backend::Backend;
-use crate::console::{Console, complain};
+use crate::console::{Console, complain, ended};
 use crate::error::BadInput;
-use crate::{check, demo, info, pattern, run};
+use crate::{bench, check, demo, info, pattern, run};
 
 /// Windowed attention with the semantics of the PyTorch module LocalAttention.
 ///
@@ -21,20 +22,30 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     /// Print one JSON object a result instead of text.
-    #[arg(long, global = true)]
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether a subcommand prints for people or for programs.
+#[derive(Debug, Args)]
+pub struct JsonArg {
+    /// Print one JSON object a result instead of text.
+    #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show what this machine offers and what would be used.
-    Info,
+    Info(JsonArg),
     /// Compute one case file.
     Run(run::RunArgs),
     /// Compare case files with what they say the result should be.
     Check(check::CheckArgs),
     /// Show who sees whom.
     Pattern(pattern::PatternArgs),
+    /// Time engines, and PyTorch beside them.
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Options of every subcommand that computes a case.
@@ -96,17 +107,29 @@ pub fn main() -> ExitCode {
             // The first paragraph says what is wrong; usage would be more lines.
             let first = text.split("\n\n").next().unwrap_or_default();
             let what = first.strip_prefix("error: ").unwrap_or(first);
-            complain(&format!("{what} (see local-attention --help)"));
+            let command = std::env::args()
+                .nth(1)
+                .filter(|name| Cli::command().get_subcommands().any(|c| c.get_name() == name));
+            let command = command.map_or(String::new(), |name| format!(" {name}"));
+            complain(&format!("{what} (see local-attention{command} --help)"));
             return ExitCode::from(2);
         }
     };
-    let console = Console::new(cli.json);
+    let console = |arg: &JsonArg| Console::new(cli.json || arg.json);
     let result: Result<bool, BadInput> = match cli.command {
-        None => demo::demo(console),
-        Some(Command::Info) => info::info(console),
-        Some(Command::Run(args)) => run::run(&args, console),
-        Some(Command::Check(args)) => check::check(&args, console),
-        Some(Command::Pattern(args)) => pattern::pattern(&args, console),
+        None => demo::demo(Console::new(cli.json)),
+        Some(Command::Info(json)) => info::info(console(&json)),
+        Some(Command::Run(args)) => run::run(&args, console(&args.json)),
+        Some(Command::Check(args)) => check::check(&args, console(&args.json)),
+        Some(Command::Pattern(args)) => pattern::pattern(&args, console(&args.json)),
+        Some(Command::Bench(args)) => bench::bench(&args, cli.json),
+    };
+    // A reader that goes away ends output, not the program; a full disk loses results.
+    let result = match (result, ended()) {
+        (Ok(_), Some(kind)) if kind != ErrorKind::BrokenPipe => {
+            Err(BadInput::Usage(format!("standard output cannot be written: {kind}")))
+        }
+        (result, _) => result,
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

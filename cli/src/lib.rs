@@ -4,6 +4,7 @@ mod args;
 mod backend;
 #[cfg(test)]
 mod bad_input;
+mod bench;
 pub mod case;
 mod check;
 mod console;

@@ -1,0 +1,123 @@
+"""Serves one peer to `local-attention bench --peer`: a JSON object a line in, one out.
+
+{"prepare": shape} -> {"ready": true}; {"run": 1} -> {"seconds": .., "peak_rss_bytes": ..}
+"""
+
+import json
+import resource
+import sys
+import time
+
+
+def answer(value):
+    print(json.dumps(value), flush=True)
+
+
+def reference(shape, torch):
+    """The module itself."""
+    from local_attention import LocalAttention
+    module = LocalAttention(
+        window_size=shape["window_size"], causal=shape["causal"], look_backward=shape["look_backward"],
+        look_forward=shape["look_forward"], exact_windowsize=shape["exact"],
+        dim=shape["head_dim"] if shape["rotary"] else None).eval()
+    q, k, v = tensors(shape, torch)
+    extra = {}
+    if shape["mask"]:
+        extra["mask"] = torch.arange(shape["n"]).remainder(8).ne(3).expand(shape["batch"], -1)
+    if shape["bias"]:
+        slots = (shape["look_backward"] + 1 + shape["look_forward"]) * shape["window_size"]
+        extra["attn_bias"] = torch.randn(shape["heads"], shape["window_size"], slots)
+    return lambda: module(q, k, v, **extra)
+
+
+def flex(shape, torch):
+    """flex_attention with the same mask. It has no rotary: less work than ours."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    w, back, ahead = shape["window_size"], shape["look_backward"], shape["look_forward"]
+
+    def sees(b, h, t, u):
+        distance = t // w - u // w
+        seen = (distance <= back) & (distance >= -ahead)
+        if shape["causal"]:
+            seen = seen & (u <= t)
+        if shape["exact"]:
+            seen = seen & (t - u <= back * w) & (u - t <= ahead * w)
+        return seen
+
+    if shape["bias"] or shape["mask"]:
+        raise ValueError("torch-flex is run without mask and bias")
+    q, k, v = tensors(shape, torch)
+    # From indices: create_block_mask would hold n * n booleans.
+    block, n = 128, shape["n"]
+    if n % block:
+        raise ValueError("n must be a multiple of 128")
+    rows = n // block
+    lists = []
+    for i in range(rows):
+        first, last = i * block, (i + 1) * block - 1
+        low = max(0, (first // w - back) * w)
+        high = min(n, (last // w + ahead + 1) * w)
+        if shape["causal"]:
+            high = min(high, last + 1)
+        if shape["exact"]:
+            low = max(low, first - back * w)
+            high = min(high, last + ahead * w + 1)
+        lists.append(list(range(low // block, -(-high // block))))
+    # As wide as the keys: the compiled kernel takes their number from it.
+    width = rows
+    counts = torch.tensor([len(x) for x in lists], dtype=torch.int32)[None, None]
+    indices = torch.tensor([x + [0] * (width - len(x)) for x in lists], dtype=torch.int32)[None, None]
+    mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=block, mask_mod=sees, seq_lengths=(n, n))
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(q, k, v, block_mask=mask)
+
+
+def sdpa(shape, torch):
+    """Full attention over all keys."""
+    if shape["n"] > 16384:
+        raise ValueError("full attention is run to n = 16384 only")
+    q, k, v = tensors(shape, torch)
+    return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=shape["causal"])
+
+
+def tensors(shape, torch):
+    dtype = {"f32": torch.float32, "f16": torch.float16}[shape["dtype"]]
+    dims = (shape["batch"], shape["heads"], shape["n"], shape["head_dim"])
+    return [torch.rand(dims).mul(2).sub(1).to(dtype) for _ in range(3)]
+
+
+def main():
+    name, threads = sys.argv[1], int(sys.argv[2])
+    try:
+        import torch
+        if name == "torch-reference":
+            import local_attention  # noqa: F401
+    except ImportError as e:
+        answer({"error": f"{e.name or e} is not installed for {sys.executable}"})
+        return
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    make = {"torch-reference": reference, "torch-flex": flex, "torch-sdpa": sdpa}[name]
+    answer({"ready": True, "torch": torch.__version__})
+    run = None
+    with torch.inference_mode():
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                if "prepare" in request:
+                    run = make(request["prepare"], torch)
+                    run()
+                    run()
+                    answer({"ready": True})
+                else:
+                    start = time.perf_counter()
+                    run()
+                    seconds = time.perf_counter() - start
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                    answer({"seconds": seconds, "peak_rss_bytes": peak})
+            except Exception as e:  # Whatever a shape provokes is told, not hidden.
+                answer({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
+
+
+if __name__ == "__main__":
+    main()

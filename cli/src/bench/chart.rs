@@ -1,0 +1,202 @@
+//! Plots of results, as SVG.
+
+use std::error::Error;
+
+use plotters::prelude::*;
+
+use super::floor::Floor;
+use super::row::Row;
+use super::shape::BenchType;
+
+type Chart = Result<String, Box<dyn Error>>;
+
+const SIZE: (u32, u32) = (720, 400);
+const FONT: (&str, u32) = ("sans-serif", 15);
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(47, 111, 181),
+    RGBColor(224, 138, 32),
+    RGBColor(58, 145, 86),
+    RGBColor(176, 58, 92),
+    RGBColor(110, 90, 170),
+    RGBColor(90, 98, 110),
+];
+
+/// Rows of one engine and one kind of shape, by length.
+struct Series<'a> {
+    name: String,
+    rows: Vec<&'a Row>,
+}
+
+fn series(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<Series<'_>> {
+    let mut all: Vec<Series<'_>> = Vec::new();
+    for row in rows {
+        let name = name(row);
+        match all.iter_mut().find(|s| s.name == name) {
+            Some(series) => series.rows.push(row),
+            None => all.push(Series { name, rows: vec![row] }),
+        }
+    }
+    all
+}
+
+fn engine(row: &Row) -> String {
+    format!("{} {}", row.backend, row.variant).trim().to_owned()
+}
+
+/// The range of some positive numbers, widened by a factor.
+fn range(values: impl Iterator<Item = f64>, by: f64) -> std::ops::Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(l, h), x| (l.min(x), h.max(x)));
+    if low > high { 0.1..1.0 } else { low / by..high * by }
+}
+
+/// Median time against the length, both logarithmic; one line an engine over the plain causal
+/// shapes, points for the others.
+pub fn time_against_n(rows: &[Row]) -> Chart {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let x = range(rows.iter().map(|r| r.shape.n as f64), 1.4);
+        let y = range(rows.iter().map(|r| r.median_ms), 1.8);
+        let mut chart = ChartBuilder::on(&area)
+            .margin(14)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+        chart
+            .configure_mesh()
+            .x_desc("n, positions")
+            .y_desc("median, ms")
+            .label_style(FONT)
+            .x_label_formatter(&|n| format!("{n:.0}"))
+            .light_line_style(RGBColor(240, 242, 245))
+            .draw()?;
+        for (i, series) in series(rows, engine).into_iter().enumerate() {
+            let colour = COLOURS[i % COLOURS.len()];
+            let point = |r: &&Row| (r.shape.n as f64, r.median_ms);
+            // A line through shapes that differ in more than length and window says nothing.
+            let base = series.rows.first().map(|r| (r.shape.heads, r.shape.head_dim));
+            let mut line: Vec<_> = series
+                .rows
+                .iter()
+                .filter(|r| {
+                    let s = &r.shape;
+                    let plain = s.causal && s.rotary && !s.exact && !s.mask && !s.bias;
+                    let plain = plain && s.dtype == BenchType::F32;
+                    plain && Some((s.heads, s.head_dim)) == base
+                })
+                .map(point)
+                .collect();
+            line.sort_by(|a, b| a.0.total_cmp(&b.0));
+            chart
+                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
+                .label(series.name.clone())
+                .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
+            let points = series.rows.iter().map(point);
+            chart.draw_series(points.map(|p| Circle::new(p, 4, colour.filled())))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .label_font(FONT)
+            .background_style(WHITE.mix(0.8))
+            .border_style(RGBColor(200, 208, 218))
+            .draw()?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+/// Attended rate against arithmetic intensity, under the machine's two limits.
+pub fn roofline(rows: &[Row], floor: &Floor) -> Chart {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
+        let (peak, copy) = (floor.gemm_flops / 1e9, floor.copy_bytes / 1e9);
+        let ridge = peak / copy;
+        let xs = rows.iter().map(intensity).chain([ridge]);
+        let x = range(xs, 2.0);
+        let y = range(rows.iter().map(|r| r.attended_gflops).chain([peak]), 1.6);
+        let roof = |x: f64| (x * copy).min(peak);
+        let corners = [(x.start, roof(x.start)), (ridge, peak), (x.end, peak)];
+        let mut chart = ChartBuilder::on(&area)
+            .margin(14)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+        chart
+            .configure_mesh()
+            .x_desc("FLOP for each byte that must move")
+            .y_desc("attended GFLOP/s")
+            .label_style(FONT)
+            .light_line_style(RGBColor(240, 242, 245))
+            .draw()?;
+        chart
+            .draw_series(LineSeries::new(corners, BLACK.mix(0.6).stroke_width(2)))?
+            .label("gemm rate, copy rate")
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
+        for (i, series) in series(rows, engine).into_iter().enumerate() {
+            let colour = COLOURS[i % COLOURS.len()];
+            let points = series.rows.iter().map(|r| (intensity(r), r.attended_gflops));
+            chart
+                .draw_series(points.map(|p| Circle::new(p, 4, colour.filled())))?
+                .label(series.name.clone())
+                .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .label_font(FONT)
+            .background_style(WHITE.mix(0.8))
+            .border_style(RGBColor(200, 208, 218))
+            .draw()?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+/// Share of the floor, one bar a row.
+pub fn floor_share(rows: &[Row]) -> Chart {
+    let mut svg = String::new();
+    let height = 70 + 30 * rows.len() as u32;
+    {
+        let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let longest = rows.iter().map(|r| r.floor_share).fold(1.0, f64::max);
+        let mut chart = ChartBuilder::on(&area)
+            .margin(14)
+            .margin_right(30)
+            .x_label_area_size(40)
+            .y_label_area_size(8)
+            .build_cartesian_2d(0.0..longest * 100.0, 0.0..rows.len() as f64)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .x_desc("share of the floor, %")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .label_style(FONT)
+            .light_line_style(WHITE)
+            .draw()?;
+        let names: Vec<_> = series(rows, engine).into_iter().map(|s| s.name).collect();
+        for (i, row) in rows.iter().enumerate() {
+            let name = engine(row);
+            let colour =
+                COLOURS[names.iter().position(|n| *n == name).unwrap_or(0) % COLOURS.len()];
+            let top = (rows.len() - i) as f64;
+            let bar = [(0.0, top - 0.85), (row.floor_share * 100.0, top - 0.15)];
+            chart.draw_series([Rectangle::new(bar, colour.mix(0.35).filled())])?;
+            let text = format!("{name}: {} ({:.0} %)", row.shape, row.floor_share * 100.0);
+            let at = (longest * 0.8, top - 0.5);
+            let style = TextStyle::from(FONT).pos(plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Left,
+                plotters::style::text_anchor::VPos::Center,
+            ));
+            chart.draw_series([Text::new(text, at, style)])?;
+        }
+        area.present()?;
+    }
+    Ok(svg)
+}

@@ -1,0 +1,82 @@
+//! A self-contained page: the machine, the plots, the table.
+
+use super::chart;
+use super::floor::Floor;
+use super::machine::Machine;
+use super::row::Row;
+use crate::error::BadInput;
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --text: #20262e; --back: #ffffff; --line: #d5dbe3; --soft: #5a6472; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e9ee; --back: #16191e; --line: #363d47; --soft: #9aa5b3; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
+  max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p, caption { color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figcaption { color: var(--soft); margin-bottom: .4rem; }
+figure svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; background: #fff; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
+";
+
+pub fn page(rows: &[Row], floor: &Floor, machine: &Machine) -> Result<String, BadInput> {
+    let plot = |chart: Result<String, _>| {
+        chart.map_err(|e: Box<dyn std::error::Error>| BadInput::Usage(format!("--html: {e}")))
+    };
+    let time = plot(chart::time_against_n(rows))?;
+    let roof = plot(chart::roofline(rows, floor))?;
+    let share = plot(chart::floor_share(rows))?;
+    let head: String = machine
+        .lines()
+        .iter()
+        .chain([&floor.line()])
+        .map(|l| format!("{}<br>", escape(l)))
+        .collect();
+    let body: String = rows.iter().map(table_row).collect();
+    Ok(format!(
+        "<!doctype html>
+<html lang=\"en\"><head><meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<title>local-attention: benchmark</title><style>{STYLE}</style></head><body>
+<h1>local-attention: benchmark</h1>
+<p>{head}</p>
+<div class=\"plots\">
+<figure><figcaption>Time against length</figcaption>{time}</figure>
+<figure><figcaption>Roofline: rate on attended pairs against what memory and arithmetic allow</figcaption>{roof}</figure>
+</div>
+<h2>Share of the floor</h2>
+<p>The floor is the longer of two times: attended FLOP at the rate of a matrix product, and each input
+and output once at the rate of copying; both measured in the same run on the same threads.</p>
+<figure>{share}</figure>
+<h2>All figures</h2>
+<div class=\"scroll\"><table><thead><tr><th>engine<th>variant<th>shape<th>median ms<th>min ms<th>p90 ms
+<th>GFLOP/s<th>floor<th>peak MiB<th>runs<th>peer by ours</tr></thead><tbody>
+{body}</tbody></table></div>
+</body></html>
+"
+    ))
+}
+
+fn table_row(row: &Row) -> String {
+    format!(
+        "<tr><td>{}<td>{}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.1}<td>{:.0} %<td>{}<td>{}<td>{}</tr>\n",
+        escape(&row.backend),
+        escape(&row.variant),
+        escape(&row.shape.to_string()),
+        row.median_ms,
+        row.min_ms,
+        row.p90_ms,
+        row.attended_gflops,
+        row.floor_share * 100.0,
+        row.peak_rss_bytes.map_or("-".to_owned(), |b| (b >> 20).to_string()),
+        row.runs,
+        row.ratio_lower_quartile.map_or(String::new(), |r| format!("{r:.2}")),
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,190 @@
+//! Timing: warm-up, then runs until the median is worth quoting; peers in turn with ours.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use half::f16;
+use local_attention::cpu::{Cpu, Isa};
+use local_attention::{Call, Engine, HostInputs, HostTensor, Problem, Reference};
+
+use super::machine::{peak_rss_bytes, reset_peak};
+use super::peer::{Peer, PeerProcess};
+use super::shape::{BenchShape, BenchType};
+use crate::backend::Chosen;
+use crate::error::BadInput;
+
+/// Runs, or pairs of runs, at least.
+const LEAST: usize = 7;
+/// Runs at most.
+const MOST: usize = 400;
+
+/// A thread pool of this size.
+pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>, BadInput> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map(Arc::new).map_err(|e| BadInput::Usage(format!("--threads {threads}: {e}")))
+}
+
+pub fn parse_isa(text: &str) -> Result<Isa, String> {
+    let names: Vec<_> = Isa::ALL.iter().map(|i| i.name()).collect();
+    Isa::ALL
+        .into_iter()
+        .find(|isa| isa.name() == text)
+        .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
+}
+
+/// The engine that is measured.
+pub struct Runner {
+    pub chosen: Chosen,
+    cpu: Cpu,
+}
+
+impl Runner {
+    pub fn new(chosen: Chosen, threads: Option<usize>, isa: Option<Isa>) -> Result<Self, BadInput> {
+        let mut cpu = match threads {
+            Some(threads) => Cpu::with_threads(threads)?,
+            None => Cpu::new(),
+        };
+        if let Some(isa) = isa {
+            cpu = cpu.with_isa(isa)?;
+        }
+        Ok(Self { chosen, cpu })
+    }
+
+    /// Threads that compute: the oracle has one.
+    pub fn threads(&self) -> usize {
+        if self.chosen == Chosen::Cpu { self.cpu.threads() } else { 1 }
+    }
+
+    /// The variant of the engine.
+    pub fn variant(&self) -> &'static str {
+        if self.chosen == Chosen::Cpu { self.cpu.isa().name() } else { "plain" }
+    }
+
+    /// One run on these tensors.
+    fn run(&self, problem: &Problem, tensors: &Tensors) -> Result<(), BadInput> {
+        let call = Call::default();
+        match (self.chosen, tensors) {
+            (Chosen::Cpu, Tensors::F32(x)) => {
+                std::hint::black_box(self.cpu.forward(problem, x, &call)?);
+            }
+            (Chosen::Cpu, Tensors::F16(x)) => {
+                std::hint::black_box(self.cpu.forward(problem, x, &call)?);
+            }
+            (Chosen::Reference, Tensors::F32(x)) => {
+                let wide = x.map(f64::from);
+                std::hint::black_box(Reference::<f64>::new().forward(problem, &wide, &call)?);
+            }
+            (_, Tensors::F32(x)) => {
+                std::hint::black_box(Reference::<f32>::new().forward(problem, x, &call)?);
+            }
+            (_, Tensors::F16(_)) => {
+                return Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Tensors {
+    F32(HostInputs<'static, f32>),
+    F16(HostInputs<'static, f16>),
+}
+
+fn tensors(shape: &BenchShape) -> Result<Tensors, BadInput> {
+    let mut state = 0x2545_F491_u32;
+    let mut noise = |dims: &[usize]| {
+        let data: Vec<f32> = (0..dims.iter().product())
+            .map(|_| {
+                // xorshift32: cheap, and even enough for timing.
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                state as f32 / 2_147_483_648.0 - 1.0
+            })
+            .collect();
+        HostTensor::new(data, dims)
+    };
+    let dims = [shape.batch, shape.heads, shape.n, shape.head_dim];
+    let mut inputs = HostInputs::new(noise(&dims)?, noise(&dims)?, noise(&dims)?);
+    if shape.bias {
+        let bias = noise(&[shape.heads, shape.window_size, shape.slots()])?;
+        inputs = inputs.with_attn_bias(bias);
+    }
+    if shape.mask {
+        let mask: Vec<bool> = (0..shape.batch * shape.n).map(|u| u % 8 != 3).collect();
+        inputs = inputs.with_mask(HostTensor::new(mask, [shape.batch, shape.n])?);
+    }
+    Ok(match shape.dtype {
+        BenchType::F32 => Tensors::F32(inputs),
+        BenchType::F16 => Tensors::F16(inputs.map(f16::from_f32)),
+    })
+}
+
+/// Times of one engine on one shape.
+pub struct Times {
+    /// In seconds, in the order they were measured.
+    pub seconds: Vec<f64>,
+    pub peak_rss_bytes: Option<u64>,
+}
+
+impl Times {
+    /// The value below which this share of the runs lies.
+    pub fn quantile(&self, share: f64) -> f64 {
+        quantile(&self.seconds, share)
+    }
+}
+
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Ours, and each peer's or why it could not run.
+pub struct Measured {
+    pub ours: Times,
+    pub peers: Vec<(Peer, Result<Times, String>)>,
+}
+
+pub fn measure(
+    runner: &Runner,
+    shape: &BenchShape,
+    peers: &mut [PeerProcess],
+    seconds: f64,
+) -> Result<Measured, BadInput> {
+    let problem = shape.problem()?;
+    let tensors = tensors(shape)?;
+    let mut ready: Vec<Result<(), String>> = peers.iter_mut().map(|p| p.prepare(shape)).collect();
+    reset_peak();
+    // Warm-up: pages, tables, clock.
+    let start = Instant::now();
+    runner.run(&problem, &tensors)?;
+    while start.elapsed() < Duration::from_millis(100) {
+        runner.run(&problem, &tensors)?;
+    }
+    let mut ours = Vec::new();
+    let mut theirs: Vec<Vec<f64>> = peers.iter().map(|_| Vec::new()).collect();
+    let start = Instant::now();
+    while ours.len() < LEAST || (start.elapsed().as_secs_f64() < seconds && ours.len() < MOST) {
+        let before = Instant::now();
+        runner.run(&problem, &tensors)?;
+        ours.push(before.elapsed().as_secs_f64());
+        for ((peer, ready), times) in peers.iter_mut().zip(&mut ready).zip(&mut theirs) {
+            if ready.is_ok() {
+                match peer.run() {
+                    Ok(seconds) => times.push(seconds),
+                    Err(why) => *ready = Err(why),
+                }
+            }
+        }
+    }
+    let peers = peers.iter().zip(ready).zip(theirs).map(|((peer, ready), seconds)| {
+        let times = ready.map(|()| Times { seconds, peak_rss_bytes: peer.peak_rss_bytes() });
+        (peer.peer, times)
+    });
+    Ok(Measured {
+        peers: peers.collect(),
+        ours: Times { seconds: ours, peak_rss_bytes: peak_rss_bytes() },
+    })
+}

@@ -1,0 +1,145 @@
+//! `bench`: the headless benchmark runner.
+
+mod chart;
+mod compare;
+mod floor;
+mod html;
+mod machine;
+mod measure;
+mod peer;
+mod row;
+mod shape;
+mod suite;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::backend::{Backend, NO_GPU};
+use crate::console::Console;
+use crate::error::BadInput;
+use crate::output::{check_writable, write_whole};
+use floor::Floor;
+use machine::Machine;
+use peer::{Peer, PeerProcess};
+use row::Row;
+use suite::Suite;
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// A list of shapes; without it and without --n, quick.
+    #[arg(long, value_enum, conflicts_with = "n")]
+    suite: Option<Suite>,
+    #[command(flatten)]
+    shape: shape::ShapeArgs,
+    /// Engine.
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Backend,
+    /// Adapter of the GPU engine.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// Threads of the CPU engine [default: all].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Instruction set of the CPU engine [default: the best].
+    #[arg(long, value_parser = measure::parse_isa)]
+    isa: Option<local_attention::cpu::Isa>,
+    /// Seconds to spend on a shape, at least 7 runs whatever it says.
+    #[arg(long, default_value_t = 1.5, value_parser = parse_seconds)]
+    seconds: f64,
+    /// Also time a PyTorch peer on the same shapes, in turn with ours.
+    #[arg(long, value_enum)]
+    peer: Vec<Peer>,
+    /// Python that has the peers' packages (benches/peers/requirements.txt).
+    #[arg(long, default_value = "python3", value_name = "PATH")]
+    python: PathBuf,
+    /// One JSON object a line into a file, or to standard output for -.
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+    /// A CSV file.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// A self-contained page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Say what moved since an earlier --json file.
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if (0.0..=3600.0).contains(&x) => Ok(x),
+        _ => Err("it must be a number from 0 to 3600".to_owned()),
+    }
+}
+
+/// Largest share of a median that the middle half of its runs may span before it is called noisy.
+const NOISY: f64 = 0.2;
+
+pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
+    if args.backend == Backend::Gpu || args.adapter.is_some() {
+        return Err(BadInput::Usage(format!("--backend gpu, --adapter: {NO_GPU}")));
+    }
+    let shapes = match (args.suite, args.shape.shape()?) {
+        (None, Some(shape)) => vec![shape],
+        (suite, _) => suite.unwrap_or(Suite::Quick).shapes(),
+    };
+    let (chosen, _) = args.backend.choose(crate::case::Dtype::F32)?;
+    // Everything that can be refused is refused before the first measurement.
+    let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
+    for path in files.filter(|p| p.as_os_str() != "-") {
+        check_writable(path)?;
+    }
+    let old = args.compare.as_deref().map(row::read_rows).transpose()?;
+    let runner = measure::Runner::new(chosen, args.threads, args.isa)?;
+    let threads = runner.threads();
+    let mut peers = args
+        .peer
+        .iter()
+        .map(|&peer| PeerProcess::start(peer, &args.python, threads))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    let json_to_stdout = json || args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
+    let console = Console::new(json_to_stdout);
+    let machine = Machine::read();
+    for line in machine.lines() {
+        console.say(line);
+    }
+    let bar = ProgressBar::new(shapes.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message("measuring the machine");
+    let floor = bar.suspend(|| Floor::measure(threads))?;
+    console.say(floor.line());
+    console.say(Row::header());
+    let mut rows: Vec<Row> = Vec::new();
+    for shape in &shapes {
+        bar.set_message(shape.to_string());
+        let measured = measure::measure(&runner, shape, &mut peers, args.seconds)?;
+        for row in row::rows(&runner, shape, &measured, &floor, &machine) {
+            bar.suspend(|| console.result(&row.json(), row.line()));
+            rows.push(row);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(old) = old {
+        for line in compare::compare(&old, &rows) {
+            console.note(line);
+        }
+    }
+    let text = |lines: Vec<String>| lines.join("\n") + "\n";
+    if let Some(path) = args.json.as_deref().filter(|p| p.as_os_str() != "-") {
+        write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())?;
+    }
+    if let Some(path) = &args.csv {
+        write_whole(path, text(row::csv(&rows)).as_bytes())?;
+    }
+    if let Some(path) = &args.html {
+        write_whole(path, html::page(&rows, &floor, &machine)?.as_bytes())?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,116 @@
+//! Peers in Python, each a process that is asked for one run at a time.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::shape::BenchShape;
+use crate::error::BadInput;
+
+/// What ours is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Peer {
+    /// The PyTorch module itself.
+    #[value(name = "torch-reference")]
+    Reference,
+    /// flex_attention, compiled, with the same mask and no rotary.
+    #[value(name = "torch-flex")]
+    Flex,
+    /// Full scaled_dot_product_attention: what a window saves.
+    #[value(name = "torch-sdpa")]
+    Sdpa,
+}
+
+impl Peer {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "torch-reference",
+            Self::Flex => "torch-flex",
+            Self::Sdpa => "torch-sdpa",
+        }
+    }
+}
+
+/// The script that serves all peers.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/peers/peer.py");
+
+/// A running peer.
+pub struct PeerProcess {
+    pub peer: Peer,
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    peak: Option<u64>,
+}
+
+impl PeerProcess {
+    pub fn start(peer: Peer, python: &Path, threads: usize) -> Result<Self, BadInput> {
+        let fail = |why: String| BadInput::Usage(format!("--peer {}: {why}", peer.name()));
+        if !Path::new(SCRIPT).exists() {
+            return Err(fail(format!("{SCRIPT} is missing: run from a checkout")));
+        }
+        let mut child = Command::new(python)
+            .args([SCRIPT, peer.name(), &threads.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| fail(format!("{} could not be started: {e}", python.display())))?;
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(fail("its pipes could not be opened".to_owned()));
+        };
+        let mut process = Self { peer, child, to, from: BufReader::new(from), peak: None };
+        // The first line says whether its packages are there.
+        process.answer().map_err(|why| {
+            fail(format!("{why} (pip install -r benches/peers/requirements.txt, --python PATH)"))
+        })?;
+        Ok(process)
+    }
+
+    /// Makes tensors and compiles; an error says why this shape cannot be run.
+    pub fn prepare(&mut self, shape: &BenchShape) -> Result<(), String> {
+        self.ask(&json!({ "prepare": shape })).map(|_| ())
+    }
+
+    /// One run, in seconds.
+    pub fn run(&mut self) -> Result<f64, String> {
+        let answer = self.ask(&json!({ "run": 1 }))?;
+        self.peak = answer["peak_rss_bytes"].as_u64();
+        answer["seconds"].as_f64().ok_or_else(|| format!("it answered {answer}"))
+    }
+
+    pub fn peak_rss_bytes(&self) -> Option<u64> {
+        self.peak
+    }
+
+    fn ask(&mut self, what: &Value) -> Result<Value, String> {
+        writeln!(self.to, "{what}").map_err(|e| format!("it has gone: {e}"))?;
+        self.to.flush().map_err(|e| format!("it has gone: {e}"))?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Value, String> {
+        let mut line = String::new();
+        match self.from.read_line(&mut line) {
+            Ok(0) => return Err("it ended without an answer".to_owned()),
+            Ok(_) => {}
+            Err(e) => return Err(e.to_string()),
+        }
+        let answer: Value = serde_json::from_str(&line).map_err(|_| format!("it said {line:?}"))?;
+        match answer["error"].as_str() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(answer),
+        }
+    }
+}
+
+impl Drop for PeerProcess {
+    fn drop(&mut self) {
+        // It has nothing to save.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

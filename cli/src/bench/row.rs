@@ -1,0 +1,162 @@
+//! One line of results, as text, JSON and CSV. Other programs read the names.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::NOISY;
+use super::floor::Floor;
+use super::machine::Machine;
+use super::measure::{Measured, Runner, Times, quantile};
+use super::shape::BenchShape;
+use crate::error::BadInput;
+
+/// One engine on one shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub backend: String,
+    pub adapter: String,
+    pub variant: String,
+    pub pass: String,
+    #[serde(flatten)]
+    pub shape: BenchShape,
+    pub threads: usize,
+    pub runs: usize,
+    pub median_ms: f64,
+    pub min_ms: f64,
+    pub p90_ms: f64,
+    /// The middle half of the runs: what differences are held against.
+    pub lower_ms: f64,
+    pub upper_ms: f64,
+    /// Time on the GPU, from its own timestamps.
+    pub gpu_median_ms: Option<f64>,
+    pub attended_gflops: f64,
+    pub least_bytes: f64,
+    /// The least time the machine's rates allow, by the median.
+    pub floor_share: f64,
+    pub peak_rss_bytes: Option<u64>,
+    /// For a peer: its time by ours, the lower quartile over the pairs.
+    pub ratio_lower_quartile: Option<f64>,
+}
+
+/// The rows of a shape: ours, then the peers that could run.
+pub fn rows(
+    runner: &Runner,
+    shape: &BenchShape,
+    measured: &Measured,
+    floor: &Floor,
+    machine: &Machine,
+) -> Vec<Row> {
+    let Ok(problem) = shape.problem() else { return Vec::new() };
+    let (flops, bytes) = (shape.flops(&problem), shape.least_bytes());
+    let row = |backend: &str, variant: &str, times: &Times, ratio| Row {
+        backend: backend.to_owned(),
+        adapter: machine.cpu.clone(),
+        variant: variant.to_owned(),
+        pass: "forward".to_owned(),
+        shape: shape.clone(),
+        threads: runner.threads(),
+        runs: times.seconds.len(),
+        median_ms: times.quantile(0.5) * 1e3,
+        min_ms: times.quantile(0.0) * 1e3,
+        p90_ms: times.quantile(0.9) * 1e3,
+        lower_ms: times.quantile(0.25) * 1e3,
+        upper_ms: times.quantile(0.75) * 1e3,
+        gpu_median_ms: None,
+        attended_gflops: flops / times.quantile(0.5) / 1e9,
+        least_bytes: bytes,
+        floor_share: floor.seconds(flops, bytes) / times.quantile(0.5),
+        peak_rss_bytes: times.peak_rss_bytes,
+        ratio_lower_quartile: ratio,
+    };
+    let mut rows = vec![row(runner.chosen.name(), runner.variant(), &measured.ours, None)];
+    for (peer, times) in &measured.peers {
+        match times {
+            Ok(times) => {
+                let pairs = times.seconds.iter().zip(&measured.ours.seconds);
+                let ratios: Vec<f64> = pairs.map(|(theirs, ours)| theirs / ours).collect();
+                rows.push(row(peer.name(), "", times, Some(quantile(&ratios, 0.25))));
+            }
+            Err(why) => crate::console::complain(&format!("{} on {shape}: {why}", peer.name())),
+        }
+    }
+    rows
+}
+
+impl Row {
+    pub fn header() -> String {
+        format!(
+            "{:<16} {:<9} {:<34} {:>10} {:>10} {:>10} {:>8} {:>6} {:>8}  {}",
+            "backend",
+            "variant",
+            "shape",
+            "median ms",
+            "min ms",
+            "p90 ms",
+            "GFLOP/s",
+            "floor",
+            "peak MiB",
+            "peer by ours (lower quartile)"
+        )
+    }
+
+    pub fn line(&self) -> String {
+        let peak = self.peak_rss_bytes.map_or("-".to_owned(), |b| (b >> 20).to_string());
+        let noisy = self.upper_ms - self.lower_ms > NOISY * self.median_ms;
+        format!(
+            "{:<16} {:<9} {:<34} {:>10.3} {:>10.3} {:>10.3} {:>8.1} {:>5.0}% {peak:>8}  {}{}",
+            self.backend,
+            self.variant,
+            self.shape.to_string(),
+            self.median_ms,
+            self.min_ms,
+            self.p90_ms,
+            self.attended_gflops,
+            self.floor_share * 100.0,
+            self.ratio_lower_quartile.map_or(String::new(), |r| format!("{r:.2}")),
+            if noisy { " (noisy)" } else { "" },
+        )
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        // A row holds strings, numbers and booleans: it always has a JSON form.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// What makes two rows measurements of the same thing.
+    pub fn key(&self) -> String {
+        let Self { backend, adapter, variant, pass, shape, threads, .. } = self;
+        format!("{backend} {variant} {pass} {shape}, {threads} threads, {adapter}")
+    }
+}
+
+/// A CSV file: a head line, then a line a row.
+pub fn csv(rows: &[Row]) -> Vec<String> {
+    let cell = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(s) if s.contains([',', '"', '\n']) => {
+            format!("\"{}\"", s.replace('"', "\"\""))
+        }
+        serde_json::Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    let objects: Vec<_> = rows.iter().filter_map(|r| r.json().as_object().cloned()).collect();
+    let head = objects.first().map(|o| o.keys().cloned().collect::<Vec<_>>().join(","));
+    let lines = objects.iter().map(|o| o.values().map(cell).collect::<Vec<_>>().join(","));
+    head.into_iter().chain(lines).collect()
+}
+
+/// Rows of an earlier `--json` file.
+pub fn read_rows(path: &Path) -> Result<Vec<Row>, BadInput> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| BadInput::file(path, format!("cannot be read: {e}")))?;
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(i, line)| {
+            serde_json::from_str(line).map_err(|e| {
+                BadInput::file(path, format!("line {} is no row of bench --json: {e}", i + 1))
+            })
+        })
+        .collect()
+}
