@@ -49,7 +49,7 @@ fn case_errors() {
         ("Json", file(Some("{}"), &qkv)),
         ("Dtype", with(("attn_bias", Dtype::I32, x))),
         ("Dtype", with(("mask", Dtype::F32, x))),
-        ("Dtype", with(("out", Dtype::BF16, x))),
+        ("Dtype", with(("attn_bias", Dtype::F64, &[0; 8]))),
         ("MaskByte", with(("mask", Dtype::BOOL, &[2]))),
         ("MaskByte", with(("input_mask", Dtype::U8, &[2]))),
     ];

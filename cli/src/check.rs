@@ -8,10 +8,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use local_attention::{Call, ErrorBudget, LocalAttention};
 use serde_json::json;
 
-use crate::args::CaseArgs;
+use crate::args::{CaseArgs, JsonArg};
 use crate::backend::{Backend, Chosen, NO_GPU};
 use crate::case::{Array, Case, Dtype, Replace, Want};
-use crate::console::Console;
+use crate::console::{Console, complain, plain};
 use crate::error::BadInput;
 use crate::run::load;
 
@@ -28,6 +28,8 @@ pub struct CheckArgs {
     tolerance: f64,
     #[command(flatten)]
     case: CaseArgs,
+    #[command(flatten)]
+    pub json: JsonArg,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,37 +73,79 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
         bar.set_style(style);
     }
-    let (mut results, mut failed, mut gradients) = (0, 0, 0);
+    let mut tally = Tally::default();
+    let mut unusable = None;
     for file in &files {
         let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         bar.set_message(name.clone());
-        let in_file = |e: BadInput| BadInput::file(file, e);
-        let case = load(file, &Replace::default())?;
-        gradients += usize::from(case.expected.contains_key("dout"));
-        let engines = match args.backend {
-            Backends::All => Chosen::ALL.into_iter().filter(|c| c.takes(case.dtype())).collect(),
-            Backends::One(backend) => vec![backend.choose(case.dtype()).map_err(in_file)?.0],
-        };
-        for engine in engines {
-            let verdict = verdict(&case, engine, args).map_err(in_file)?;
-            results += 1;
-            failed += usize::from(!verdict.passed);
-            bar.suspend(|| report(&verdict, &name, engine, console));
+        // A file that is no case is said, and the others are checked all the same.
+        if let Err(error) = check_file(file, &name, args, console, &bar, &mut tally)
+            && let Some(earlier) = unusable.replace(error)
+        {
+            bar.suspend(|| complain(&earlier.to_string()));
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    if gradients > 0 {
-        console.note(format!(
-            "gradients of {gradients} cases were not computed: this build has no backward pass"
-        ));
+    for (count, what) in [
+        (tally.gradients, "gradients were not computed: this build has no backward pass"),
+        (tally.lse, "lse was not compared: out alone is"),
+        (tally.wide, "cpu and reference-f32 were left out: F64 is computed by the reference alone"),
+    ] {
+        if count > 0 {
+            console.note(format!("note: in {count} of {} cases {what}", files.len()));
+        }
     }
     console.say(format!(
-        "{} cases, {results} results: {} passed, {failed} failed",
+        "{} cases, {} results: {} passed, {} failed",
         files.len(),
-        results - failed
+        tally.results,
+        tally.results - tally.failed,
+        tally.failed
     ));
-    Ok(failed == 0)
+    match unusable {
+        Some(error) => Err(error),
+        None => Ok(tally.failed == 0),
+    }
+}
+
+/// Counts over all cases.
+#[derive(Default)]
+struct Tally {
+    results: usize,
+    failed: usize,
+    gradients: usize,
+    lse: usize,
+    /// Cases in F64, of which `all` leaves out engines.
+    wide: usize,
+}
+
+fn check_file(
+    file: &Path,
+    name: &str,
+    args: &CheckArgs,
+    console: Console,
+    bar: &ProgressBar,
+    tally: &mut Tally,
+) -> Result<(), BadInput> {
+    let in_file = |e: BadInput| BadInput::file(file, e);
+    let case = load(file, &Replace::default())?;
+    let all = Chosen::ALL.into_iter().filter(|c| c.takes(case.dtype()));
+    let engines: Vec<_> = match args.backend {
+        Backends::All => all.collect(),
+        Backends::One(backend) => vec![backend.choose(case.dtype()).map_err(in_file)?.0],
+    };
+    for engine in &engines {
+        let verdict = verdict(&case, *engine, args).map_err(in_file)?;
+        tally.results += 1;
+        tally.failed += usize::from(!verdict.passed);
+        bar.suspend(|| report(&verdict, name, *engine, console));
+    }
+    tally.gradients += usize::from(case.expected.contains_key("dout"));
+    tally.lse += usize::from(case.expected.contains_key("lse"));
+    let left_out = matches!(args.backend, Backends::All) && engines.len() < Chosen::ALL.len();
+    tally.wide += usize::from(left_out);
+    Ok(())
 }
 
 /// Case files below a path, in order of their names.
@@ -133,6 +177,8 @@ struct Verdict {
     allowed: f64,
     passed: bool,
     budget: &'static str,
+    /// Why the error is infinite.
+    reason: Option<String>,
 }
 
 fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
@@ -142,7 +188,8 @@ fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, Bad
     let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
     let got = engine.compute(case, &attention, &Call::default(), case.dtype())?;
     let expected_wide = f64::of(&expected.data);
-    let largest = expected_wide.iter().fold(1.0_f64, |m, x| m.max(x.abs()));
+    let finite = expected_wide.iter().map(|x| x.abs()).filter(|x| x.is_finite());
+    let largest = finite.fold(1.0_f64, f64::max);
     let mut allowed = args.tolerance * largest;
     let mut budget = "tolerance";
     if case.dtype() == Dtype::F16 {
@@ -151,7 +198,13 @@ fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, Bad
         budget = "f16 budget";
     }
     let error = largest_error(&got, expected);
-    Ok(Verdict { error, allowed, passed: error <= allowed, budget })
+    let reason = if got.shape != expected.shape {
+        Some(format!("shape {:?}, expected {:?}", got.shape, expected.shape))
+    } else {
+        (!error.is_finite()).then(|| "a NaN or an infinity".to_owned())
+    };
+    let passed = error.is_finite() && error <= allowed;
+    Ok(Verdict { error, allowed, passed, budget, reason })
 }
 
 /// The largest absolute difference; infinite for another shape or where a NaN is.
@@ -167,7 +220,7 @@ pub fn largest_error(got: &Array, expected: &Array) -> f64 {
 }
 
 fn report(verdict: &Verdict, name: &str, engine: Chosen, console: Console) {
-    let Verdict { error, allowed, passed, budget } = *verdict;
+    let Verdict { error, allowed, passed, budget, reason } = verdict;
     console.result(
         &json!({
             "case": name,
@@ -177,11 +230,14 @@ fn report(verdict: &Verdict, name: &str, engine: Chosen, console: Console) {
             "allowed": allowed,
             "budget": budget,
             "passed": passed,
+            "reason": reason,
         }),
         format!(
-            "{} {name:<36} {:<13} error {error:.2e}, allowed {allowed:.2e} ({budget})",
-            if passed { "ok    " } else { "FAILED" },
+            "{} {:<36} {:<13} error {error:.2e}, allowed {allowed:.2e} ({budget}){}",
+            if *passed { "ok    " } else { "FAILED" },
+            plain(name),
             engine.name(),
+            reason.as_ref().map_or(String::new(), |r| format!(": {r}")),
         ),
     );
 }

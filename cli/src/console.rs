@@ -1,8 +1,12 @@
 //! What is printed: text for people on standard output, or one JSON object a result.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::sync::Mutex;
 
-/// Where results go. A reader that goes away (`| head`) ends output, not the program.
+/// How standard output ended, if it did.
+static ENDED: Mutex<Option<ErrorKind>> = Mutex::new(None);
+
+/// Where results go.
 #[derive(Debug, Clone, Copy)]
 pub struct Console {
     json: bool,
@@ -20,33 +24,50 @@ impl Console {
     /// A line for people; not printed with `--json`.
     pub fn say(&self, line: impl AsRef<str>) {
         if !self.json {
-            write(std::io::stdout(), line.as_ref());
+            print(line.as_ref());
         }
     }
 
     /// A result: the object with `--json`, else the line.
     pub fn result(&self, object: &serde_json::Value, line: impl AsRef<str>) {
-        let text = if self.json { object.to_string() } else { line.as_ref().to_owned() };
-        write(std::io::stdout(), &text);
+        if self.json { print(&object.to_string()) } else { print(line.as_ref()) }
     }
 
     /// A remark beside the results: on standard error with `--json`, else among the lines.
     pub fn note(&self, line: impl AsRef<str>) {
         if self.json {
-            write(std::io::stderr(), line.as_ref());
+            let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
         } else {
             self.say(line);
         }
     }
 }
 
+/// Why standard output takes no more: a reader that went away (`| head`), or a full disk.
+pub fn ended() -> Option<ErrorKind> {
+    ENDED.lock().map_or(None, |e| *e)
+}
+
 /// An error, in one line on standard error.
 pub fn complain(message: &str) {
     let line = message.split('\n').map(str::trim).collect::<Vec<_>>().join(" ");
-    write(std::io::stderr(), &format!("local-attention: {}", line.trim()));
+    // Nobody is left to be told that nobody reads.
+    let _ = writeln!(std::io::stderr(), "local-attention: {}", plain(line.trim()));
 }
 
-fn write(mut to: impl Write, line: &str) {
-    // Nobody is left to be told that nobody reads.
-    let _ = writeln!(to, "{line}");
+/// A name from outside with its control characters escaped: it stays on its line.
+pub fn plain(text: &str) -> String {
+    let escape =
+        |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if ended().is_none()
+        && let Err(e) = writeln!(out, "{line}").and_then(|()| out.flush())
+        && let Ok(mut ended) = ENDED.lock()
+    {
+        *ended = Some(e.kind());
+    }
 }

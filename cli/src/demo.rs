@@ -81,7 +81,8 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    console.say("next     local-attention run IN.safetensors -o OUT.safetensors, or --help");
+    console
+        .say("next     cargo run --release -- run IN.safetensors -o OUT.safetensors, or -- --help");
     Ok(passed)
 }
 

@@ -1,41 +1,72 @@
 //! Files that appear whole or not at all.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::case::{Array, Dtype};
 use crate::error::BadInput;
 
-/// Writes a file beside its place and moves it there at the end.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), BadInput> {
-    let given = path;
-    let fail = |e: std::io::Error| BadInput::file(given, format!("cannot be written: {e}"));
-    // A link is followed; a device or a pipe is written to, never replaced.
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let path = target.as_path();
-    match path.metadata() {
-        Ok(m) if m.is_dir() => {
-            return Err(BadInput::file(path, "cannot be written: it is a folder"));
-        }
-        Ok(m) if !m.is_file() => return std::fs::write(path, bytes).map_err(fail),
-        _ => {}
+/// The file that a path means: links followed, folders and links to nothing refused.
+fn target(given: &Path) -> Result<PathBuf, BadInput> {
+    let refuse = |why: &str| Err(BadInput::file(given, format!("cannot be written: {why}")));
+    match given.canonicalize() {
+        Ok(path) if path.is_dir() => refuse("it is a folder"),
+        Ok(path) => Ok(path),
+        Err(_) if given.is_symlink() => refuse("it is a link to nothing"),
+        Err(_) => Ok(given.to_owned()),
     }
+}
+
+/// A new file beside a path, with the mode of the one it will replace.
+fn beside(path: &Path, given: &Path) -> Result<NamedTempFile, BadInput> {
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix(".local-attention-");
+    let old = path.metadata();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         // What a plain new file gets, less the umask.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+        let new = std::fs::Permissions::from_mode(0o666);
+        builder.permissions(old.as_ref().map_or(new, |m| m.permissions()));
     }
-    let mut file = builder.tempfile_in(folder).map_err(fail)?;
+    if old.is_ok_and(|m| m.permissions().readonly()) {
+        return Err(BadInput::file(given, "cannot be written: it is read-only"));
+    }
+    // Its own words would name the temporary file.
+    let fail =
+        |e: std::io::Error| BadInput::file(given, format!("cannot be written: {}", e.kind()));
+    builder.tempfile_in(folder).map_err(fail)
+}
+
+/// Whether a path exists and is no regular file: a device or a pipe.
+fn is_special(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| !m.is_file())
+}
+
+/// An error where [`write_whole`] could not even begin: asked before long work.
+pub fn check_writable(given: &Path) -> Result<(), BadInput> {
+    let path = target(given)?;
+    if is_special(&path) { Ok(()) } else { beside(&path, given).map(|_| ()) }
+}
+
+/// Writes a file beside its place and moves it there at the end. A device or a pipe is written to,
+/// never replaced.
+pub fn write_whole(given: &Path, bytes: &[u8]) -> Result<(), BadInput> {
+    let fail = |e: std::io::Error| BadInput::file(given, format!("cannot be written: {e}"));
+    let path = target(given)?;
+    if is_special(&path) {
+        return std::fs::write(path, bytes).map_err(fail);
+    }
+    let mut file = beside(&path, given)?;
     file.write_all(bytes).map_err(fail)?;
     file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|e| fail(e.error))?;
+    file.persist(&path).map_err(|e| fail(e.error))?;
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use clap::Args;
 use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
 use serde_json::json;
 
-use crate::args::CaseArgs;
-use crate::console::Console;
+use crate::args::{CaseArgs, JsonArg};
+use crate::console::{Console, ended};
 use crate::error::BadInput;
 use crate::output::write_whole;
 
@@ -44,6 +44,8 @@ pub struct PatternArgs {
     keys: Option<usize>,
     #[command(flatten)]
     case: CaseArgs,
+    #[command(flatten)]
+    pub json: JsonArg,
     /// Write a picture instead of text.
     #[arg(long, value_name = "FILE.svg")]
     svg: Option<PathBuf>,
@@ -76,8 +78,16 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
     if console.json() {
         for query in 0..geometry.seq_len() {
             let visible = geometry.visible_range(query);
-            let object = json!({ "query": query, "start": visible.start, "end": visible.end });
+            let object = json!({
+                "query": query,
+                "start": visible.start,
+                "end": visible.end,
+                "key_len": geometry.key_len(),
+            });
             console.result(&object, "");
+            if ended().is_some() {
+                break;
+            }
         }
         return Ok(true);
     }

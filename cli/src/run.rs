@@ -3,19 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use local_attention::{Call, LocalAttention, Problem};
+use local_attention::{Call, LocalAttention, Problem, ReferenceQuirks};
 use serde_json::json;
 
-use crate::args::{CaseArgs, RunTarget};
+use crate::args::{CaseArgs, JsonArg, RunTarget};
 use crate::case::{Case, CaseError, Dtype, Replace};
-use crate::console::Console;
+use crate::console::{Console, plain};
 use crate::error::BadInput;
-use crate::output::write_tensors;
+use crate::output::{check_writable, write_tensors};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
     target: RunTarget,
+    #[command(flatten)]
+    pub json: JsonArg,
     #[command(flatten)]
     case: CaseArgs,
     /// Dropout seed; without one nothing is dropped.
@@ -49,21 +51,30 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         Some(OutDtype::F32) => Dtype::F32,
         None => dtype,
     };
-    let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
+    let in_file = |e: BadInput| BadInput::file(&args.target.input, e);
+    let attention = LocalAttention::new(case.config.clone())
+        .map_err(|e| in_file(e.into()))?
+        .with_quirks(args.case.quirks);
     let call = args.seed.map_or_else(Call::default, Call::with_seed);
-    let problem = case.problem(&attention)?;
+    let problem = case.problem(&attention).map_err(|e| in_file(e.into()))?;
+    let (input, output) = (&args.target.input, &args.target.output);
+    if output.canonicalize().is_ok_and(|o| input.canonicalize().is_ok_and(|i| i == o)) {
+        return Err(BadInput::file(output, "cannot be written: it is the case itself"));
+    }
+    check_writable(output)?;
 
     console.say(format!("backend   {} ({why})", chosen.describe()));
     for line in describe(&case, &attention, &problem, &call) {
         console.say(line);
     }
     for name in &case.unknown {
-        console.note(format!("note      tensor {name} means nothing here and was not read"));
+        console
+            .note(format!("note      tensor {} means nothing here and was not read", plain(name)));
     }
     if case.expected.contains_key("dout") {
         console.note("note      gradients were not computed: this build has no backward pass");
     }
-    let out = chosen.compute(&case, &attention, &call, out_dtype)?;
+    let out = chosen.compute(&case, &attention, &call, out_dtype).map_err(in_file)?;
     write_tensors(&args.target.output, &[("out", &out)])?;
     let path = args.target.output.display().to_string();
     console.result(
@@ -71,10 +82,13 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
             "output": path,
             "backend": chosen.name(),
             "rotary": attention.rotary(),
+            "quirks": attention.quirks(),
+            "dropout": call.dropout.is_some() && attention.config().dropout > 0.0,
+            "unread": case.unknown,
             "shape": out.shape,
             "dtype": out.dtype().name(),
         }),
-        format!("wrote     {path}: out {:?} {}", out.shape, out.dtype().name()),
+        format!("wrote     {}: out {:?} {}", plain(&path), out.shape, out.dtype().name()),
     );
     Ok(true)
 }
@@ -140,6 +154,20 @@ fn describe(
         ),
         format!("rotary    {rotary}"),
         format!("dropout   {dropout}"),
-        format!("quirks    {:?}", attention.quirks()),
+        format!("quirks    {}", quirk_names(attention.quirks())),
     ]
+}
+
+/// Quirks as `--quirks` takes them.
+fn quirk_names(quirks: ReferenceQuirks) -> String {
+    let names = [
+        (quirks.tail_aligned_rotary, "tail_aligned_rotary"),
+        (quirks.visible_autopad_keys, "visible_autopad_keys"),
+        (quirks.uniform_masked_rows, "uniform_masked_rows"),
+    ];
+    match quirks {
+        ReferenceQuirks::ALL => "all".to_owned(),
+        ReferenceQuirks::NONE => "none".to_owned(),
+        _ => names.iter().filter(|n| n.0).map(|n| n.1).collect::<Vec<_>>().join(","),
+    }
 }

@@ -124,6 +124,19 @@ fn files() {
     rejected(&["run", &good, "-o", &to, "--backend", "gpu"], &["no GPU engine"]);
     rejected(&["check", &good, "--backend", "gpu"], &["no GPU engine"]);
     rejected(&["check", &good], &["tensor out is missing"]);
+    rejected(&["run", &good, "-o", &good], &["it is the case itself"]);
+    #[cfg(unix)]
+    {
+        let link = folder.path("link");
+        std::os::unix::fs::symlink(folder.path("nowhere"), &link).unwrap();
+        rejected(&["run", &good, "-o", &link], &["a link to nothing"]);
+        std::os::unix::fs::symlink(&good, folder.path("case")).unwrap();
+        rejected(&["run", &good, "-o", &folder.path("case")], &["it is the case itself"]);
+        let read_only = folder.text("read only", "older");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+        std::fs::set_permissions(&read_only, mode).unwrap();
+        rejected(&["run", &good, "-o", &read_only], &["it is read-only"]);
+    }
     let empty = Folder::new();
     rejected(&["check", &empty.path("")], &["no case file"]);
     #[cfg(target_os = "linux")]
@@ -147,6 +160,7 @@ fn configurations() {
         (r#"{"window_size": 2, "banana": 1}"#, "banana"),
         (r#"{"window_size": "2"}"#, "config is not valid"),
         (r#"{"window_size": 2.0}"#, "config is not valid"),
+        (r#" {"window_size": 2, }"#, "--config is not valid"),
         (r#"{"window_size": null}"#, "config is not valid"),
         (r#"{"window_size": 9223372036854775808}"#, "config is not valid"),
         (r#"{"window_size": 2, "window_size": 2}"#, "duplicate field"),
@@ -191,6 +205,9 @@ fn configurations() {
         &["run", &good, "-o", &to, "--config", xpos, "--forward", r#"{"window_size": 3}"#],
         &["divisible"],
     );
+    let list = folder.text("list.json", "[2]");
+    rejected(&["run", &good, "-o", &to, "--config", &list], &["must be a JSON object"]);
+    rejected(&["run", &good, "-o", &to, "--forward", &list], &["must be a JSON object"]);
     // A remark about a config that is a whole file of the wrong kind stays on one line.
     rejected(&["run", &good, "-o", &to, "--config", &good], &["good.safetensors"]);
 }
@@ -271,6 +288,9 @@ fn tensors() {
     refuse(&replace(tensor("attn_bias", &[1, 2, 4], &[0.0; 8])), WINDOW, &["slot axis"]);
     let double = tensor("attn_bias", &[1, 1, 1], &[0.0]).to_f64();
     refuse(&replace(double), WINDOW, &["attn_bias", "F64"]);
+    let mut halves: Vec<_> = qkv().iter().map(Tensor::to_f16).collect();
+    halves.push(tensor("attn_bias", &[1, 1, 1], &[0.0]));
+    refuse(&halves, WINDOW, &["attn_bias has dtype F32"]);
     assert!(!folder.names().contains(&"out.safetensors".to_owned()));
 }
 

@@ -52,7 +52,7 @@ fn pattern() {
         out.stdout
     );
     let rows = objects(&run(&["pattern", "--window", "2", "--n", "4", "--json"]).stdout);
-    assert_eq!(rows[3], serde_json::json!({ "query": 3, "start": 0, "end": 4 }));
+    assert_eq!(rows[3], serde_json::json!({ "query": 3, "start": 0, "end": 4, "key_len": 4 }));
     let folder = Folder::new();
     let svg = folder.path("p.svg");
     assert_eq!(run(&["pattern", "--window", "4", "--n", "16", "--svg", &svg]).status, 0);
@@ -240,6 +240,48 @@ fn a_check_that_fails() {
         let out = run(&["check", &case, "--tolerance", "1e300"]);
         assert!(out.status == 1 && out.stdout.contains("error inf"), "{}", out.stdout);
     }
+}
+
+/// One infinity in what is expected must not make everything pass.
+#[test]
+fn infinities_prove_nothing() {
+    let folder = Folder::new();
+    let mut tensors = qkv();
+    let mut wrong = [0.0; 8];
+    wrong[3] = f32::INFINITY;
+    tensors.push(tensor("out", &[1, 4, 2], &wrong));
+    let case = folder.write("inf.safetensors", &tensors, &metadata(r#"{"window_size": 2}"#));
+    let out = run(&["check", &case]);
+    assert!(out.status == 1 && out.stdout.contains("an infinity"), "{}", out.stdout);
+}
+
+/// A folder is checked to its end; what is no case is said, in a line each.
+#[test]
+fn an_unusable_file_among_others() {
+    let folder = Folder::new();
+    let mut tensors = qkv();
+    folder.write("b.safetensors", &tensors, &metadata(r#"{"window_size": 2}"#));
+    folder.text("c.safetensors", "banana");
+    tensors.push(tensor("out", &[1, 4, 2], &[9.0; 8]));
+    folder.write("d.safetensors", &tensors, &metadata(r#"{"window_size": 2}"#));
+    let out = run(&["check", &folder.path("")]);
+    assert_eq!((out.status, out.stderr.lines().count()), (2, 2), "{}", out.stderr);
+    assert!(
+        out.stdout.contains("FAILED d") && out.stdout.contains("3 cases, 1 results"),
+        "{}",
+        out.stdout
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error() {
+    use std::process::Command;
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_local-attention"));
+    let out = command.arg("info").stdout(full).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("standard output cannot be written"));
 }
 
 #[test]

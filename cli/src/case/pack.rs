@@ -100,7 +100,21 @@ fn widen<T: Want>(
     let data: Cow<'_, [T]> = if *own_len == len {
         stored
     } else {
-        let mut padded = vec![T::default(); rows * len * features];
+        let mut padded = Vec::new();
+        let elements = [rows, len, *features].iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+        match elements {
+            Some(elements) if padded.try_reserve_exact(elements).is_ok() => {
+                padded.resize(elements, T::default());
+            }
+            // As vast as the lengths ask for: no tensor of this shape can be had.
+            _ => {
+                return Err(ShapeError::DataLength {
+                    shape: vec![rows, len, *features],
+                    got: stored.len(),
+                    expected: elements,
+                });
+            }
+        }
         for row in 0..rows {
             padded[row * len * features..][..own_len * features]
                 .copy_from_slice(&stored[row * own_len * features..][..own_len * features]);

@@ -27,7 +27,7 @@ pub enum CaseError {
     /// JSON that does not say what it should.
     #[error("{what} is not valid: {reason}")]
     Json {
-        /// `config` or `forward`.
+        /// `config` or `forward`, of the file or of the command line.
         what: &'static str,
         /// What the parser said.
         reason: String,
@@ -129,28 +129,34 @@ impl Case {
             }
         }
         let attn_bias = optional(&tensors, "attn_bias")?;
+        // As in the reference, where a wider bias than q leaves v behind.
         if let Some(bias) = &attn_bias
             && bias.dtype() != q.dtype()
-            && bias.dtype() != Dtype::F32
+            && (bias.dtype(), q.dtype()) != (Dtype::F32, Dtype::F64)
         {
-            return Err(wrong_dtype("attn_bias", bias.dtype().name(), "that of q, or F32"));
+            let allowed = "that of q (or F32 where q is F64)";
+            return Err(wrong_dtype("attn_bias", bias.dtype().name(), allowed));
         }
         // Both are read, so that a broken one is an error even where the other wins.
         let mask = read_mask(&tensors, "mask")?;
         let input_mask = read_mask(&tensors, "input_mask")?;
         let mut expected = BTreeMap::new();
         for name in EXPECTED {
-            if let Some(tensor) = optional(&tensors, name)? {
+            // Of a type that is not read: unknown below.
+            if let Ok(Some(tensor)) = optional(&tensors, name) {
                 expected.insert(name.to_owned(), tensor);
             }
         }
         let inputs = ["q", "k", "v", "attn_bias", "mask", "input_mask"];
         let mut unknown: Vec<String> = tensors.names().iter().map(|n| (*n).to_owned()).collect();
-        unknown.retain(|n| !inputs.contains(&n.as_str()) && !EXPECTED.contains(&n.as_str()));
+        unknown.retain(|n| !inputs.contains(&n.as_str()) && !expected.contains_key(n));
         unknown.sort();
         Ok(Self {
-            config: parse("config", &config)?,
-            forward: parse("forward", &forward)?,
+            config: parse(if replace.config.is_some() { "--config" } else { "config" }, &config)?,
+            forward: parse(
+                if replace.forward.is_some() { "--forward" } else { "forward" },
+                &forward,
+            )?,
             q,
             k,
             v,
@@ -178,7 +184,11 @@ impl Case {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(what: &'static str, json: &str) -> Result<T, CaseError> {
-    serde_json::from_str(json).map_err(|e| CaseError::Json { what, reason: e.to_string() })
+    let fail = |reason: String| CaseError::Json { what, reason };
+    if !json.trim_start().starts_with('{') {
+        return Err(fail("it must be a JSON object (json.dumps of a dict)".to_owned()));
+    }
+    serde_json::from_str(json).map_err(|e| fail(e.to_string()))
 }
 
 fn wrong_dtype(tensor: &str, got: impl ToString, allowed: &'static str) -> CaseError {
