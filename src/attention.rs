@@ -133,7 +133,8 @@ impl Problem {
 
     /// Queries a block of the f32 engines may hold: all of one block is rotated about one centre.
     pub(crate) fn query_block(&self) -> usize {
-        let reach = self.rotary.as_ref().map_or(usize::MAX, xpos_reach);
+        let (behind, ahead) = self.geometry.rotary_span();
+        let reach = self.rotary.as_ref().map_or(usize::MAX, |spec| xpos_reach(spec, behind, ahead));
         reach.saturating_mul(2).clamp(1, MAX_QUERY_BLOCK)
     }
 
@@ -145,7 +146,7 @@ impl Problem {
         Some(self.tables.get_or_init(|| {
             let block = self.query_block() as i64;
             let shift = self.geometry.rotary_shift() as i64;
-            let len = self.geometry.padded_len() as i64;
+            let len = self.shape.seq_len.max(self.shape.key_len) as i64;
             let span = len.min(self.geometry.slots() as i64 + 2 * block);
             let positions = [0..span, shift..shift + span];
             let lags = [-block..block + 1, shift - span..shift + span + 1];

@@ -42,7 +42,7 @@ pub struct LocalAttentionConfig {
     #[cfg_attr(feature = "serde", serde(default))]
     pub shared_qk: bool,
     /// Legacy: where given, its first element overrides `dim`; the others are ignored.
-    #[cfg_attr(feature = "serde", serde(default))]
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "legacy"))]
     pub rel_pos_emb_config: Option<Vec<i64>>,
     /// Rotary dimension; must equal the head dimension. **Unset means no rotary embedding at all**,
     /// as in the reference, whatever `use_rotary_pos_emb` says.
@@ -78,6 +78,30 @@ fn one() -> i64 {
 #[cfg(feature = "serde")]
 fn yes() -> bool {
     true
+}
+
+/// Reads `rel_pos_emb_config`: its first element is an integer, the others may be anything and are
+/// kept where they are integers.
+#[cfg(feature = "serde")]
+fn legacy<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<i64>>, D::Error> {
+    use serde::Deserialize;
+    use serde::de::{Error, IgnoredAny};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Entry {
+        Integer(i64),
+        Other(IgnoredAny),
+    }
+    let Some(entries) = Option::<Vec<Entry>>::deserialize(from)? else { return Ok(None) };
+    if let Some(Entry::Other(_)) = entries.first() {
+        return Err(D::Error::custom("the first element of rel_pos_emb_config must be an integer"));
+    }
+    let integers = entries.into_iter().filter_map(|e| match e {
+        Entry::Integer(x) => Some(x),
+        Entry::Other(_) => None,
+    });
+    Ok(Some(integers.collect()))
 }
 
 /// One builder method a field: `name(value)`.

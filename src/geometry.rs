@@ -189,8 +189,15 @@ impl WindowGeometry {
         if self.tail_aligned { self.look_forward * self.window } else { 0 }
     }
 
-    /// The last query position, relative to the first slot of its window, that rotary sees; slot
-    /// `s` itself is rotary position `s`.
+    /// How far behind and ahead of a query, as rotary sees it, its window gathers.
+    pub(crate) fn rotary_span(&self) -> (usize, usize) {
+        let (window, shift) = (self.window, self.rotary_shift());
+        let ahead = if self.causal { 0 } else { (self.look_forward + 1) * window - shift };
+        ((self.look_backward + 1) * window + shift, ahead)
+    }
+
+    /// The position of a query that rotary sees, counted from the first slot of its window; a key in
+    /// slot `s` has position `s`.
     pub(crate) fn rotary_position(&self, query: usize) -> usize {
         self.look_backward * self.window + query % self.window + self.rotary_shift()
     }

@@ -48,7 +48,8 @@ impl<T: Scalar> Row<T> {
         let count = |s: &Span<T>| T::of(s.slots.len() as f64);
         let visible = || self.spans.iter().filter_map(|s| Some((s.logit?, count(s))));
         // Not `max`, which drops NaN.
-        let max = visible().fold(T::neg_infinity(), |m, (x, _)| if x <= m { m } else { x });
+        let max =
+            visible().fold(T::neg_infinity(), |m, (x, _)| if m.is_nan() || x <= m { m } else { x });
         if max == T::neg_infinity() {
             let hidden: T = self.spans.iter().filter(|s| s.logit.is_none()).map(count).sum();
             let each = if uniform_masked_rows { hidden.recip() } else { T::zero() };

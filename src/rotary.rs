@@ -133,14 +133,20 @@ fn xpos_decay(dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|m| ((2 * m) as f32 + offset) / divisor).collect()
 }
 
-/// How far from its centre a query block may reach so that no xpos factor of a query leaves the
-/// range where f32 products keep their meaning (e^40, the square root of the largest f32).
-pub(crate) fn xpos_reach(spec: &RotarySpec) -> usize {
+/// How far from its centre a query block may reach so that no xpos factor leaves f32 where the
+/// product of a query's and a key's does not. A query's factor stays below e^40, the square root of
+/// the largest f32. A key's grows with its distance from the centre, `ahead` at most on the side
+/// where xpos grows (`behind` with a negative base), and may reach e^85; where the distance alone is
+/// more, each query is a centre itself.
+pub(crate) fn xpos_reach(spec: &RotarySpec, behind: usize, ahead: usize) -> usize {
     let Some(base) = spec.xpos_scale_base else {
         return usize::MAX;
     };
     let steepest = xpos_decay(spec.dim).first().map_or(1.0, |&z| f64::from(z).ln().abs());
-    (40.0 * base.abs() / steepest) as usize
+    let rate = steepest / base.abs();
+    let growing = if base > 0.0 { ahead } else { behind };
+    // A negative distance, too far ahead, casts to 0.
+    (40.0 / rate).min(85.0 / rate - growing as f64) as usize
 }
 
 #[derive(Debug)]

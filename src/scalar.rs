@@ -101,8 +101,8 @@ impl Element for f64 {
 }
 
 /// A bias below this counts as minus infinity, on every engine. GPU compilers that assume finite
-/// arithmetic need a finite bound, and all engines must agree on it.
-pub const BIAS_FLOOR: f64 = -1e30;
+/// arithmetic need a finite bound, and all engines must agree on it: it is the f32 nearest -1e30.
+pub const BIAS_FLOOR: f64 = -1e30_f32 as f64;
 
 /// A bias as every engine reads it: minus infinity below [`BIAS_FLOOR`].
 #[inline(always)]

@@ -103,7 +103,8 @@ fn check(case: &Case) -> Result<Vec<bool>, String> {
     let with_lse = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
     let true_lse = oracle.forward(&with_lse, &wide, &case.call).unwrap().lse.unwrap();
     let plain_lse = plain.forward(&with_lse, &inputs, &case.call).unwrap().lse.unwrap();
-    let lse_allowed = 2.0 * worst(&plain_lse, &true_lse) + roundings;
+    // Not averaged over keys as the output is: a rounding of the scale alone moves all of it.
+    let lse_allowed = 2.0 * worst(&plain_lse, &true_lse) + 2.0 * roundings;
 
     let some = case.shape.query.start..case.shape.query.end.min(case.shape.query.start + 9);
     let true_weights = oracle.weights(&problem, &wide, some.clone()).unwrap();

@@ -128,9 +128,39 @@ fn rows_whose_bias_is_minus_infinity() {
         let off = without(|q| q.uniform_masked_rows = false);
         assert_eq!(forward(config.clone(), off, &inputs).out, [0.0; 4 * D]);
     }
-    // -1e30 itself is a finite bias: the same for all keys, it changes nothing.
-    let inputs = random(4, 4);
-    let plain = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
-    let zero = HostTensor::new(vec![0.0_f32; 1], [1, 1, 1]).unwrap();
-    assert_eq!(forward(config, ReferenceQuirks::ALL, &inputs.with_attn_bias(zero)).out, plain);
+    // -1e30 itself is a finite bias: the same for all keys, it takes the logits' place. So says the
+    // oracle in f64 too.
+    let bias = || HostTensor::new(vec![-1e30_f32; 1], [1, 1, 1]).unwrap();
+    let inputs = random(4, 4).with_attn_bias(bias());
+    let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
+    let v = inputs.v.to_vec();
+    assert!(close(&out[..D], &v[..D]), "query 0 sees itself alone");
+    let shape = AttentionShape::from_inputs(&inputs).unwrap();
+    let problem = LocalAttention::new(config).unwrap().problem(&shape).unwrap();
+    let truth = Reference::<f64>::new()
+        .forward(&problem, &inputs.map(f64::from), &Call::default())
+        .unwrap();
+    let narrow: Vec<f32> = truth.out.iter().map(|&x| x as f32).collect();
+    assert!(close(&narrow[..D], &v[..D]));
+}
+
+/// What a mask hides may have any bias, and what f32 can hold stays finite.
+#[test]
+fn biases_at_the_end_of_f32() {
+    let config = LocalAttentionConfig::new(2).causal(true);
+    let plain = forward(config.clone(), ReferenceQuirks::ALL, &random(4, 5)).out;
+    let bias = HostTensor::new(vec![3e38_f32; 1], [1, 1, 1]).unwrap();
+    let inputs = random(4, 5).with_attn_bias(bias);
+    // All logits are 3e38: the mean of what is seen.
+    let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
+    assert!(out.iter().all(|x| x.is_finite()));
+    assert!(close(&out[..D], &plain[..D]));
+    for hidden in [f32::INFINITY, f32::NAN] {
+        // Slot 0 of the second window is key 0, which the mask hides.
+        let bias = HostTensor::new(vec![hidden, 0.0, 0.0, 0.0], [1, 1, 4]).unwrap();
+        let mask = HostTensor::new(vec![false, true, true, true], [1, 4]).unwrap();
+        let inputs = random(4, 5).with_attn_bias(bias).with_mask(mask);
+        let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
+        assert!(out[2 * D..].iter().all(|x| x.is_finite()), "{out:?}");
+    }
 }

@@ -183,7 +183,7 @@ struct Verdict {
 
 fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
     let expected = case.expected.get("out").ok_or_else(|| {
-        BadInput::Usage("tensor out is missing: there is nothing to compare with".to_owned())
+        BadInput::Usage("tensor out is missing, or of a type that is not read: there is nothing to compare with".to_owned())
     })?;
     let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
     let got = engine.compute(case, &attention, &Call::default(), case.dtype())?;

@@ -90,7 +90,8 @@ impl RowState {
 
     /// Natural log of the sum of exponentials.
     pub(super) fn lse(&self) -> f32 {
-        (self.max + self.sum.log2()) * std::f32::consts::LN_2
+        let log2 = f64::from(self.max) + f64::from(self.sum).log2();
+        (log2 * std::f64::consts::LN_2) as f32
     }
 }
 

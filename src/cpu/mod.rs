@@ -131,6 +131,11 @@ impl Cpu {
         let (rows, queries) = (problem.batch, shape.query.len());
         let (mut out, len) = reserve::<T>("out", &[rows, queries, shape.value_dim])?;
         let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
+        if rows == 0 || queries == 0 {
+            // Nothing to compute: nothing to prepare either, however vast the features.
+            let lse = shape.lse.then_some(lse);
+            return Ok(Forward { out, shape: problem.out_shape(), lse });
+        }
         let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call));
         let blocks = Block::all(problem, shape.query.clone());
         // Written by the threads that compute it: no pass over it before.

@@ -15,6 +15,13 @@ use crate::scalar::clamp_bias;
 /// The self rule's logit in powers of 2.
 const SELF: f32 = (SELF_LOGIT * LOG2_E) as f32;
 
+/// A bias as it is added to logits in powers of 2: one that f32 can hold stays finite.
+#[inline(always)]
+fn in_powers_of_2(bias: f32) -> f32 {
+    let scaled = clamp_bias(bias) * LOG2_E as f32;
+    if scaled == f32::INFINITY && bias < f32::INFINITY { f32::MAX } else { scaled }
+}
+
 impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// The query of a row of the block.
     pub(super) fn query(&self, row: usize) -> usize {
@@ -45,7 +52,8 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         }
         if self.mask.is_some() {
             for (x, &m) in logits[low..high].iter_mut().zip(&key_mask[low..high]) {
-                *x += m;
+                // Not added: a bias there may be infinite.
+                *x = if m == 0.0 { *x } else { m };
             }
         }
     }
@@ -59,7 +67,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         match bias.slice(t % shape.queries, shape.slots) {
             Some(row) if shape.slots > 1 => {
                 for (x, b) in logits.iter_mut().zip(&row[slot..]) {
-                    *x += clamp_bias(b.load()) * LOG2_E as f32;
+                    *x += in_powers_of_2(b.load());
                 }
             }
             _ => {
@@ -79,7 +87,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
                 1 => 0,
                 _ => geometry.slot_of(geometry.window_of(t), key),
             };
-            clamp_bias(bias.at(t % shape.queries, slot).load()) * LOG2_E as f32
+            in_powers_of_2(bias.at(t % shape.queries, slot).load())
         })
     }
 

@@ -64,8 +64,9 @@ impl Scratch {
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.fit(problem)?;
             let result = work(scratch);
-            // Features by the ten thousand are rare: do not keep what they took.
-            if scratch.k.len() > 64 * 1024 * KEYS {
+            // Features by the thousand are rare: do not keep what they took.
+            let kept = [&scratch.q, &scratch.k, &scratch.v, &scratch.out].map(|x| x.len());
+            if kept.iter().sum::<usize>() > 4096 * KEYS {
                 *scratch = Self::default();
             }
             Ok(result)

@@ -92,7 +92,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
 
 /// Softmax over all slots of a query, whose logits are in powers of 2.
 fn softmax<T: Element<Accumulator = f32>>(inputs: &RowInputs<'_, T>, t: usize, row: &mut [f32]) {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| if x <= m { m } else { x });
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| if m.is_nan() || x <= m { m } else { x });
     if max != f32::NEG_INFINITY {
         row.iter_mut().for_each(|x| *x = (*x - max).exp2());
         // In f64: there may be millions of slots.

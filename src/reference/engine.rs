@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Holds, PAD_VALUE, each_query};
+use super::{Holds, PAD_VALUE, SELF_LOGIT, each_query};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
 use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Scalar, Weights};
@@ -33,7 +33,9 @@ impl<T: Scalar + Element<Accumulator = T>> Reference<T> {
     ) -> Result<f64, RunError> {
         let mut largest = 0.0_f64;
         each_query(problem, inputs, problem.shape.query.clone(), |_, _, row| {
-            let logits = row.spans.iter().filter_map(|s| s.logit.map(T::wide));
+            // The self rule's logit is a constant that nothing rounds.
+            let own = |l: &f64| problem.shared_qk && *l == SELF_LOGIT;
+            let logits = row.spans.iter().filter_map(|s| s.logit.map(T::wide)).filter(|l| !own(l));
             largest = logits.map(f64::abs).filter(|l| l.is_finite()).fold(largest, f64::max);
         })?;
         Ok(largest)

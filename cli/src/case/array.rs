@@ -58,9 +58,33 @@ impl Want for f16 {
         match data {
             Data::F16(x) => Cow::Borrowed(x),
             Data::F32(x) => x.iter().map(|&x| f16::from_f32(x)).collect(),
-            Data::F64(x) => x.iter().map(|&x| f16::from_f64(x)).collect(),
+            Data::F64(x) => x.iter().map(|&x| round_once(x)).collect(),
         }
     }
+}
+
+/// f64 to f16 in one rounding. By way of f32 it would be two, so f32 is rounded to odd: what was cut
+/// off shows in its last bit, and the second rounding sees it.
+fn round_once(x: f64) -> f16 {
+    let near = x as f32;
+    let back = f64::from(near);
+    if back == x || !near.is_finite() || near == 0.0 {
+        return f16::from_f32(near);
+    }
+    let towards_zero = near.to_bits() - u32::from(back.abs() > x.abs());
+    f16::from_f32(f32::from_bits(towards_zero | 1))
+}
+
+#[cfg(test)]
+#[test]
+fn f16_is_rounded_once() {
+    let half_way = 1.0 + 2_f64.powi(-11);
+    assert_eq!(round_once(half_way), f16::from_f32(1.0));
+    assert_eq!(round_once(half_way + 2_f64.powi(-40)).to_f64(), 1.0 + 2_f64.powi(-10));
+    assert_eq!(round_once(half_way - 2_f64.powi(-40)).to_f64(), 1.0);
+    assert_eq!(round_once(-half_way - 2_f64.powi(-40)).to_f64(), -1.0 - 2_f64.powi(-10));
+    assert_eq!(round_once(-0.0).to_bits(), f16::from_f32(-0.0).to_bits());
+    assert!(round_once(f64::NAN).is_nan() && round_once(1e300).is_infinite());
 }
 
 impl Want for f32 {
