@@ -91,7 +91,8 @@ pub struct Forward<T: Element> {
 #[non_exhaustive]
 pub struct Weights<T: Element> {
     /// Softmax weights, row-major `[rows, queries, slots]`, each row summing to 1. A row that sees
-    /// nothing sums to 1 over what it does not see (or is 0, by the quirk `uniform_masked_rows`).
+    /// nothing sums to 1 over what it does not see; it is 0 with the quirk `uniform_masked_rows` off, or
+    /// where there is no such slot.
     pub weights: Vec<T::Accumulator>,
     /// `[rows, queries, slots]`.
     pub shape: [usize; 3],

@@ -38,7 +38,8 @@ pub trait Engine<T: Element> {
     ) -> Result<Forward<T>, RunError>;
 
     /// The attention weights of a range of queries, before dropout, and the key of each slot.
-    /// Takes `batch * queries * slots` numbers of memory: ask for few queries at a time.
+    /// Takes `batch * queries * slots` numbers of memory, and a key for each of `queries * slots`: ask
+    /// for few queries at a time.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and a range outside the problem's queries.

@@ -80,7 +80,7 @@ pub enum ShapeError {
     /// A tensor with the wrong number of dimensions.
     #[error("{tensor} has shape {got:?}: it must be {allowed}")]
     Rank {
-        /// `q`, `k`, `v`, `mask`, `input_mask` or `attn_bias`.
+        /// `q`, `k`, `v`, `mask` (or its alias `input_mask`) or `attn_bias`.
         tensor: &'static str,
         /// The shape given.
         got: Vec<usize>,
@@ -114,7 +114,7 @@ pub enum ShapeError {
     /// A length or size of 0 where at least 1 is needed.
     #[error("{argument} is 0: it must be at least 1")]
     Zero {
-        /// `seq_len`, `key_len`, `head_dim`, mask or bias rows.
+        /// `seq_len` or `head_dim`.
         argument: &'static str,
     },
     /// A length, batch or size above what positions are counted with.

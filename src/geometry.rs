@@ -49,13 +49,13 @@ pub enum TileKind {
     Outside,
     /// Every query sees every key.
     Inside,
-    /// Some do, some do not.
+    /// Anything else: some pairs may see each other, some do not.
     Edge,
 }
 
 impl WindowGeometry {
-    /// `window`, `seq_len`, `key_len` and `padded_len` as `AttentionShape::check` has found them
-    /// to fit each other; the configuration as checked.
+    /// `window`, `seq_len`, `key_len` and `padded_len` as `AttentionShape::check_geometry` has
+    /// found them to fit each other; the configuration as checked.
     pub(crate) fn new(
         config: &LocalAttentionConfig,
         quirks: ReferenceQuirks,

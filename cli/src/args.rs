@@ -57,7 +57,7 @@ pub struct CaseArgs {
     pub quirks: ReferenceQuirks,
 }
 
-/// Where a case file is.
+/// What is computed, where it goes, and by which engine.
 #[derive(Debug, Args)]
 pub struct RunTarget {
     /// The case: a safetensors file with q, k, v and its configuration.
@@ -69,6 +69,9 @@ pub struct RunTarget {
     /// Engine.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: Backend,
+    /// Adapter of the GPU engine.
+    #[arg(long, value_name = "NAME")]
+    pub adapter: Option<String>,
 }
 
 fn parse_quirks(text: &str) -> Result<ReferenceQuirks, String> {

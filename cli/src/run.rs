@@ -7,6 +7,7 @@ use local_attention::{Call, LocalAttention, Problem, ReferenceQuirks};
 use serde_json::json;
 
 use crate::args::{CaseArgs, JsonArg, RunTarget};
+use crate::backend::{Backend, NO_GPU};
 use crate::case::{Case, CaseError, Dtype, Replace};
 use crate::console::{Console, plain};
 use crate::error::BadInput;
@@ -46,6 +47,10 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     };
     let case = load(&args.target.input, &replace)?;
     let dtype = case.dtype();
+    let gpu = matches!(args.target.backend, Backend::Auto | Backend::Gpu);
+    if let Some(name) = args.target.adapter.as_ref().filter(|_| gpu) {
+        return Err(BadInput::Usage(format!("--adapter {name}: {NO_GPU}")));
+    }
     let (chosen, why) = args.target.backend.choose(dtype)?;
     let out_dtype = match args.out_dtype {
         Some(OutDtype::F32) => Dtype::F32,

@@ -123,6 +123,7 @@ fn files() {
     rejected(&["run", &good, "-o", &to, "--config", "/no/such.json"], &["/no/such.json"]);
     rejected(&["run", &good, "-o", &to, "--backend", "gpu"], &["no GPU engine"]);
     rejected(&["check", &good, "--backend", "gpu"], &["no GPU engine"]);
+    rejected(&["run", &good, "-o", &to, "--adapter", "x"], &["--adapter x", "no GPU engine"]);
     rejected(&["check", &good], &["tensor out is missing"]);
     rejected(&["run", &good, "-o", &good], &["it is the case itself"]);
     #[cfg(unix)]

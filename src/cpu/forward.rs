@@ -78,12 +78,13 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
             }
             first += KEYS;
         }
+        let mut earlier = None;
         for r in 0..rows {
             let width = job.problem.shape.value_dim;
             let to = &mut out[r * width..][..width];
             let state = scratch.state[r];
             if state.is_degenerate() {
-                inputs.degenerate_row(block.queries.start + r, to);
+                inputs.degenerate_row(block.queries.start + r, to, &mut earlier);
             } else {
                 let from = &scratch.out[r * scratch.value_stride..][..width];
                 let factor = state.sum.recip();

@@ -164,37 +164,60 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
 
     /// A row whose query sees nothing, or nothing with a weight: the mean of the values of all
     /// slots it does not see, those outside the sequence counting as -1 and autopad's as 0; with
-    /// the quirk `uniform_masked_rows` off, or without such a slot, 0.
-    pub(super) fn degenerate_row(&self, t: usize, out: &mut [MaybeUninit<T>]) {
-        let mut sums = vec![0.0_f64; out.len()];
+    /// the quirk `uniform_masked_rows` off, or without such a slot, 0. `earlier` is the last mean
+    /// over a whole window: all queries of a window that see nothing share it.
+    pub(super) fn degenerate_row(
+        &self,
+        t: usize,
+        out: &mut [MaybeUninit<T>],
+        earlier: &mut Option<(usize, Vec<f64>)>,
+    ) {
         let hidden = self.hidden_slots(t);
-        if self.problem.uniform_masked_rows && hidden > 0 {
-            let geometry = &self.problem.geometry;
-            let window = geometry.window_of(t);
-            let visible = geometry.visible_range(t);
-            let gathered = geometry.gathered(window);
-            let factor = |slot: usize| match &self.job.keep {
-                None => 1.0,
-                Some(keep) => keep.factor(self.block.row, t, slot),
-            };
-            for u in gathered.start..gathered.end.min(geometry.key_len()) {
-                if !self.sees(&visible, u) {
-                    let weight = factor(geometry.slot_of(window, u));
-                    for (e, sum) in sums.iter_mut().enumerate() {
-                        *sum += weight * f64::from(self.v.at(u, e).load());
-                    }
+        if !self.problem.uniform_masked_rows || hidden == 0 {
+            out.iter_mut().for_each(|to| _ = to.write(T::store(0.0)));
+            return;
+        }
+        let geometry = &self.problem.geometry;
+        let window = geometry.window_of(t);
+        let shared = hidden == geometry.slots() && self.job.keep.is_none();
+        let (_, mean) = match earlier.take().filter(|(w, _)| shared && *w == window) {
+            Some(same) => earlier.insert(same),
+            None => earlier.insert((window, self.hidden_mean(t, hidden))),
+        };
+        for (to, mean) in out.iter_mut().zip(mean) {
+            to.write(T::store(*mean as f32));
+        }
+        if !shared {
+            *earlier = None;
+        }
+    }
+
+    /// The mean of the values of all slots that a query does not see, which are `hidden`.
+    fn hidden_mean(&self, t: usize, hidden: usize) -> Vec<f64> {
+        let mut sums = vec![0.0_f64; self.problem.shape.value_dim];
+        let geometry = &self.problem.geometry;
+        let window = geometry.window_of(t);
+        let visible = geometry.visible_range(t);
+        let gathered = geometry.gathered(window);
+        let factor = |slot: usize| match &self.job.keep {
+            None => 1.0,
+            Some(keep) => keep.factor(self.block.row, t, slot),
+        };
+        for u in gathered.start..gathered.end.min(geometry.key_len()) {
+            if !self.sees(&visible, u) {
+                let weight = factor(geometry.slot_of(window, u));
+                for (e, sum) in sums.iter_mut().enumerate() {
+                    *sum += weight * f64::from(self.v.at(u, e).load());
                 }
             }
-            let before = 0..geometry.slot_of(window, gathered.start);
-            let after = geometry.slot_of(window, gathered.end)..geometry.slots();
-            let pads = match &self.job.keep {
-                None => (before.len() + after.len()) as f64,
-                Some(_) => before.chain(after).map(factor).sum(),
-            };
-            sums.iter_mut().for_each(|sum| *sum = (*sum + pads * PAD_VALUE) / hidden as f64);
         }
-        for (to, sum) in out.iter_mut().zip(sums) {
-            to.write(T::store(sum as f32));
-        }
+        let before = 0..geometry.slot_of(window, gathered.start);
+        let after = geometry.slot_of(window, gathered.end)..geometry.slots();
+        let pads = match &self.job.keep {
+            None => (before.len() + after.len()) as f64,
+            Some(_) => before.chain(after).map(factor).sum(),
+        };
+        sums.iter_mut().for_each(|sum| *sum = (*sum + pads * PAD_VALUE) / hidden as f64);
+        sums
     }
 }
