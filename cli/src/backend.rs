@@ -63,7 +63,7 @@ impl Chosen {
         }
     }
 
-    /// The output of a case and, where asked for, lse; rounded once to `out`.
+    /// The output of a case, rounded once to `out`.
     pub fn compute(
         self,
         case: &Case,
@@ -94,7 +94,7 @@ fn forward<T: Want>(
     call: &Call,
     wrap: impl Fn(Vec<T>) -> Data,
 ) -> Result<Array, BadInput> {
-    let (problem, inputs) = case.prepare(attention, false)?;
+    let (problem, inputs) = case.prepare(attention)?;
     let result = engine.forward(&problem, &inputs, call)?;
     // Leading dimensions as q has them, though k and v may have been packed.
     let [leading @ .., queries, _] = &case.q.shape[..] else {

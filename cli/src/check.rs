@@ -193,7 +193,7 @@ fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, Bad
     let mut allowed = args.tolerance * largest;
     let mut budget = "tolerance";
     if case.dtype() == Dtype::F16 {
-        let (problem, inputs) = case.prepare::<f16>(&attention, false)?;
+        let (problem, inputs) = case.prepare::<f16>(&attention)?;
         allowed = ErrorBudget::measure(&problem, &inputs)?.allowed();
         budget = "f16 budget";
     }

@@ -45,7 +45,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let rows = block.queries.len();
         inputs.pack_queries::<MR>(scratch);
         for r in 0..rows {
-            scratch.state[r] = inputs.zero_keys(block.queries.start + r);
+            scratch.state[r] = inputs.zero_keys(inputs.query(r));
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);
@@ -66,7 +66,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                     let earlier = softmax_step::<S>(row, &mut scratch.state[r]);
                     if let Some(keep) = &job.keep {
                         let start = first + panels.start;
-                        let t = block.queries.start + r;
+                        let t = inputs.query(r);
                         inputs.drop_weights(keep, t, &scratch.visible[r], start, row);
                     }
                     if earlier != 1.0 {
@@ -84,7 +84,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
             let to = &mut out[r * width..][..width];
             let state = scratch.state[r];
             if state.is_degenerate() {
-                inputs.degenerate_row(block.queries.start + r, to, &mut earlier);
+                inputs.degenerate_row(inputs.query(r), to, &mut earlier);
             } else {
                 let from = &scratch.out[r * scratch.value_stride..][..width];
                 let factor = state.sum.recip();
@@ -114,8 +114,8 @@ pub(super) fn whole_panels<S: Simd>(columns: &Columns) -> Columns {
 
 /// Logits of a group of queries for one block of keys, in powers of 2: scores, bias, the self
 /// rule, and minus infinity wherever a key is hidden. Each row is filled over the whole panels
-/// around its tile's columns. Tiles that see nothing of the block are left out, and those that see
-/// all of their columns in every row run no code for masking.
+/// around its tile's columns. Tiles that see nothing of the block are left out, and rows that
+/// see all of their columns have nothing filled.
 #[inline(always)]
 pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     inputs: &RowInputs<'_, T>,

@@ -16,7 +16,7 @@ impl Case {
     /// # Errors
     /// Shapes that do not fit each other or the configuration.
     pub fn problem(&self, attention: &LocalAttention) -> Result<Problem, ShapeError> {
-        Ok(self.prepare::<f32>(attention, false)?.0)
+        Ok(self.prepare::<f32>(attention)?.0)
     }
 
     /// The problem and the tensors of this case, elements converted to `T` where they are stored
@@ -24,7 +24,6 @@ impl Case {
     pub(crate) fn prepare<T: Want>(
         &self,
         attention: &LocalAttention,
-        lse: bool,
     ) -> Result<(Problem, HostInputs<'_, T>), ShapeError> {
         let q = tensor(&self.q)?;
         let mut inputs = match self.join_kv(attention)? {
@@ -39,7 +38,6 @@ impl Case {
         }
         let mut shape = AttentionShape::from_inputs(&inputs)?;
         shape.window = self.forward.window_size;
-        shape.lse = lse;
         Ok((attention.problem(&shape)?, inputs))
     }
 
