@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         let forward: serde_json::Value = serde_json::from_str(forward)?;
         shape.window = forward["window_size"].as_i64();
     }
-    let expected = tensor("out")?.to_vec();
+    let expected: Vec<f32> = tensor("out")?.iter().collect();
     let error = |change: fn(&mut ReferenceQuirks)| -> Result<f32> {
         let mut quirks = ReferenceQuirks::ALL;
         change(&mut quirks);

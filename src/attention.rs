@@ -141,17 +141,20 @@ impl Problem {
     /// The tables of the f32 engines, made at the first call. Rotation depends on differences of
     /// positions alone, so a block of queries counts positions from the first key it reads: keys
     /// take `0..span`, queries the same shifted.
-    pub(crate) fn rotary_tables(&self) -> Option<&RotaryTables<f32>> {
-        let spec = self.rotary.as_ref()?;
-        Some(self.tables.get_or_init(|| {
-            let block = self.query_block() as i64;
-            let shift = self.geometry.rotary_shift() as i64;
-            let len = self.shape.seq_len.max(self.shape.key_len) as i64;
-            let span = len.min(self.geometry.slots() as i64 + 2 * block);
-            let positions = [0..span, shift..shift + span];
-            let lags = [-block..block + 1, shift - span..shift + span + 1];
-            RotaryTables::new(spec, &positions, &lags)
-        }))
+    pub(crate) fn rotary_tables(&self) -> Result<Option<&RotaryTables<f32>>, RunError> {
+        let Some(spec) = &self.rotary else { return Ok(None) };
+        if let Some(tables) = self.tables.get() {
+            return Ok(Some(tables));
+        }
+        let block = self.query_block() as i64;
+        let shift = self.geometry.rotary_shift() as i64;
+        let len = self.shape.seq_len.max(self.shape.key_len) as i64;
+        let span = len.min(self.geometry.slots() as i64 + 2 * block);
+        let positions = [0..span, shift..shift + span];
+        let lags = [-block..block + 1, shift - span..shift + span + 1];
+        let tables = RotaryTables::new(spec, &positions, &lags)?;
+        // Of threads that made them at the same time, one keeps its own.
+        Ok(Some(self.tables.get_or_init(|| tables)))
     }
 
     /// Checks the tensors of a call against the shapes of the problem.
@@ -172,7 +175,9 @@ impl Problem {
             }
         }
         let mask = inputs.effective_mask().map(|m| m.shape());
-        check_optional("mask", mask, shape.mask, mask_shape, |m: MaskShape| vec![m.rows, m.len])?;
+        check_optional(inputs.mask_name(), mask, shape.mask, mask_shape, |m: MaskShape| {
+            vec![m.rows, m.len]
+        })?;
         let bias = inputs.attn_bias.as_ref().map(|b| b.shape());
         check_optional("attn_bias", bias, shape.bias, bias_shape, |b: BiasShape| {
             vec![b.rows, b.queries, b.slots]
@@ -191,16 +196,6 @@ impl Problem {
             });
         }
         Ok(())
-    }
-
-    /// The row of k and v that a packed batch row reads.
-    pub(crate) fn kv_row(&self, row: usize) -> usize {
-        if self.kv_batch == 1 { 0 } else { row }
-    }
-
-    /// The mask row that a packed batch row reads.
-    pub(crate) fn mask_row(&self, mask: MaskShape, row: usize) -> usize {
-        row / (self.batch / mask.rows)
     }
 
     /// For each slot of a query's window, the position it stands for.
@@ -222,14 +217,14 @@ fn check_optional<S: PartialEq + Copy>(
     tensor: &'static str,
     got: Option<&[usize]>,
     declared: Option<S>,
-    parse: impl Fn(&[usize]) -> Result<S, ShapeError>,
+    parse: impl Fn(&'static str, &[usize]) -> Result<S, ShapeError>,
     dims: impl Fn(S) -> Vec<usize>,
 ) -> Result<(), RunError> {
     match (got, declared) {
         (None, None) => Ok(()),
         (None, Some(_)) => Err(RunError::MissingTensor { tensor }),
         (Some(_), None) => Err(RunError::UnexpectedTensor { tensor }),
-        (Some(got), Some(declared)) if parse(got) != Ok(declared) => {
+        (Some(got), Some(declared)) if parse(tensor, got) != Ok(declared) => {
             Err(RunError::TensorShape { tensor, got: got.to_vec(), expected: dims(declared) })
         }
         _ => Ok(()),

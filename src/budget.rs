@@ -1,6 +1,6 @@
 //! How far a result may be from the oracle's.
 
-use crate::reference::DEGENERATE_LSE;
+use crate::reference::{DEGENERATE_LSE, SELF_LOGIT, each_query};
 use crate::{Call, Element, Engine, HostInputs, Problem, Reference, RunError, Scalar};
 
 /// The error an f32 engine is allowed on given inputs, by what a plain f32 evaluation of the same
@@ -70,14 +70,14 @@ impl ErrorBudget {
             .fold(0.0, f64::max);
         let degenerate = oracle.lse.iter().flatten().any(|&x| x == DEGENERATE_LSE);
         let least = if degenerate { 1.0 } else { 0.0 };
-        let finite = wide.v.to_vec().into_iter().map(f64::abs).filter(|x| x.is_finite());
+        let finite = wide.v.iter().map(f64::abs).filter(|x| x.is_finite());
         let max_value = finite.fold(least, f64::max);
         let dropped = call.dropout.map_or(1.0, |_| 1.0 / (1.0 - problem.dropout));
         Ok(Self {
             oracle: oracle.out,
             err_plain,
             max_value: max_value * dropped,
-            max_logit: truth.max_abs_logit(problem, &wide)?,
+            max_logit: max_abs_logit(problem, &wide)?,
         })
     }
 
@@ -85,4 +85,17 @@ impl ErrorBudget {
     pub fn allowed(&self) -> f64 {
         2.0 * self.err_plain + 4.0 * 2_f64.powi(-24) * self.max_value * (1.0 + self.max_logit)
     }
+}
+
+/// The largest absolute finite logit that a query has for a key it sees: what rounding errors of
+/// the weights scale with.
+fn max_abs_logit(problem: &Problem, inputs: &HostInputs<'_, f64>) -> Result<f64, RunError> {
+    let mut largest = 0.0_f64;
+    each_query(problem, inputs, problem.shape.query.clone(), |_, _, row| {
+        // The self rule's logit is a constant that nothing rounds.
+        let own = |l: &f64| problem.shared_qk && *l == SELF_LOGIT;
+        let logits = row.spans.iter().filter_map(|s| s.logit).filter(|l| !own(l));
+        largest = logits.map(f64::abs).filter(|l| l.is_finite()).fold(largest, f64::max);
+    })?;
+    Ok(largest)
 }

@@ -70,6 +70,11 @@ impl<'a, T: Clone> HostInputs<'a, T> {
     pub fn effective_mask(&self) -> Option<&HostTensor<'a, bool>> {
         self.mask.as_ref().or(self.input_mask.as_ref())
     }
+
+    /// The name of the mask in effect.
+    pub(crate) fn mask_name(&self) -> &'static str {
+        if self.mask.is_none() && self.input_mask.is_some() { "input_mask" } else { "mask" }
+    }
 }
 
 /// The result of a forward call.

@@ -53,6 +53,21 @@ pub enum TileKind {
     Edge,
 }
 
+impl TileKind {
+    /// What a block of keys is to queries of which the first and the last see these ranges: neither
+    /// end of the ranges between them moves left.
+    #[inline(always)]
+    pub(crate) fn of(first: &Range<usize>, last: &Range<usize>, keys: &Range<usize>) -> Self {
+        if keys.end <= first.start || last.end <= keys.start {
+            Self::Outside
+        } else if last.start <= keys.start && keys.end <= first.end {
+            Self::Inside
+        } else {
+            Self::Edge
+        }
+    }
+}
+
 impl WindowGeometry {
     /// `window`, `seq_len`, `key_len` and `padded_len` as `AttentionShape::check_geometry` has
     /// found them to fit each other; the configuration as checked.
@@ -173,14 +188,7 @@ impl WindowGeometry {
             return TileKind::Outside;
         }
         let first = self.visible_range(queries.start);
-        let last = self.visible_range(queries.end - 1);
-        if keys.end <= first.start || last.end <= keys.start {
-            TileKind::Outside
-        } else if last.start <= keys.start && keys.end <= first.end {
-            TileKind::Inside
-        } else {
-            TileKind::Edge
-        }
+        TileKind::of(&first, &self.visible_range(queries.end - 1), &keys)
     }
 
     /// How much farther a query is rotated than its position says: `look_forward * W` with the

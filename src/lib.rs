@@ -29,6 +29,7 @@
 mod attention;
 #[cfg(test)]
 mod bad_input;
+mod broadcast;
 mod budget;
 mod call;
 mod config;

@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use crate::Scalar;
+use crate::engine::reserve;
+use crate::{RunError, Scalar};
 
 /// What is rotated, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,6 +25,9 @@ const DIRECT_BYTES: usize = 4 << 20;
 /// Fine positions of a split table.
 const FINE: i64 = 256;
 
+/// Rows up to which a split table would be no smaller.
+const SPLIT_ROWS: usize = 2 * FINE as usize;
+
 /// cos, sin and xpos factors at the positions some query or key takes.
 #[derive(Debug)]
 pub(crate) struct RotaryTables<T> {
@@ -35,7 +39,11 @@ pub(crate) struct RotaryTables<T> {
 impl<T: Scalar> RotaryTables<T> {
     /// Tables for these rotary positions and, with xpos, for these lags (differences of positions
     /// that a factor is taken of). Each list holds one or two ranges.
-    pub(crate) fn new(spec: &RotarySpec, positions: &[Range<i64>], lags: &[Range<i64>]) -> Self {
+    pub(crate) fn new(
+        spec: &RotarySpec,
+        positions: &[Range<i64>],
+        lags: &[Range<i64>],
+    ) -> Result<Self, RunError> {
         Self::with_limit(spec, positions, lags, DIRECT_BYTES)
     }
 
@@ -44,24 +52,20 @@ impl<T: Scalar> RotaryTables<T> {
         positions: &[Range<i64>],
         lags: &[Range<i64>],
         direct_bytes: usize,
-    ) -> Self {
+    ) -> Result<Self, RunError> {
         let half = spec.dim / 2;
-        let frequencies = inverse_frequencies(spec.dim);
-        let angles = Levels::new(positions, 2 * half, direct_bytes, |position, row| {
-            let (cos, sin) = row.split_at_mut(half);
-            for ((c, s), &f) in cos.iter_mut().zip(sin).zip(&frequencies) {
-                (*s, *c) = (position as f64 * f64::from(f)).sin_cos();
-            }
-        });
+        let (mut frequencies, _) = reserve("rotary frequencies", &[half])?;
+        frequencies.extend((0..half).map(|m| f64::from(inverse_frequency(spec.dim, m))));
+        let angles = Levels::new(positions, 2 * half, direct_bytes, |position, column| {
+            let angle = position as f64 * frequencies[column % half];
+            if column < half { angle.cos() } else { angle.sin() }
+        })?;
         let xpos = spec.xpos_scale_base.map(|base| {
-            let decay = xpos_decay(spec.dim);
-            Levels::new(lags, half, direct_bytes, |lag, row| {
-                for (x, &z) in row.iter_mut().zip(&decay) {
-                    *x = f64::from(z).powf(lag as f64 / base);
-                }
+            Levels::new(lags, half, direct_bytes, |lag, m| {
+                f64::from(xpos_decay(spec.dim, m)).powf(lag as f64 / base)
             })
         });
-        Self { half, angles, xpos }
+        Ok(Self { half, angles, xpos: xpos.transpose()? })
     }
 
     /// Rotates one row of `2 * half` features to a position. `buffer` is scratch of that size.
@@ -118,19 +122,15 @@ impl<T: Scalar> RotaryTables<T> {
 
 /// `1 / 10000^(2m / dim)`, each step rounded to f32 as in the reference's buffer. The power is
 /// taken in f64 so that it is rounded the same on every platform.
-pub(crate) fn inverse_frequencies(dim: usize) -> Vec<f32> {
-    (0..dim / 2)
-        .map(|m| {
-            let exponent = (2 * m) as f32 / dim as f32;
-            1.0 / (10_000_f64.powf(f64::from(exponent)) as f32)
-        })
-        .collect()
+fn inverse_frequency(dim: usize, m: usize) -> f32 {
+    let exponent = (2 * m) as f32 / dim as f32;
+    1.0 / (10_000_f64.powf(f64::from(exponent)) as f32)
 }
 
 /// xpos' zeta: `(2m + 0.4 dim) / (1.4 dim)`, stepwise in f32.
-fn xpos_decay(dim: usize) -> Vec<f32> {
+fn xpos_decay(dim: usize, m: usize) -> f32 {
     let (offset, divisor) = ((0.4 * dim as f64) as f32, (1.4 * dim as f64) as f32);
-    (0..dim / 2).map(|m| ((2 * m) as f32 + offset) / divisor).collect()
+    ((2 * m) as f32 + offset) / divisor
 }
 
 /// How far from its centre a query block may reach so that no xpos factor leaves f32 where the
@@ -142,8 +142,7 @@ pub(crate) fn xpos_reach(spec: &RotarySpec, behind: usize, ahead: usize) -> usiz
     let Some(base) = spec.xpos_scale_base else {
         return usize::MAX;
     };
-    let steepest = xpos_decay(spec.dim).first().map_or(1.0, |&z| f64::from(z).ln().abs());
-    let rate = steepest / base.abs();
+    let rate = f64::from(xpos_decay(spec.dim, 0)).ln().abs() / base.abs();
     let growing = if base > 0.0 { ahead } else { behind };
     // A negative distance, too far ahead, casts to 0.
     (40.0 / rate).min(85.0 / rate - growing as f64) as usize
@@ -160,20 +159,20 @@ impl<T: Scalar> Levels<T> {
         ranges: &[Range<i64>],
         width: usize,
         direct_bytes: usize,
-        fill: impl Fn(i64, &mut [f64]),
-    ) -> Self {
+        value: impl Fn(i64, usize) -> f64,
+    ) -> Result<Self, RunError> {
         let runs = merge(ranges);
         let rows: usize = runs.iter().map(|r| (r.end - r.start) as usize).sum();
-        let bytes = rows.saturating_mul(width * size_of::<f32>());
-        if bytes <= direct_bytes || (rows <= 2 * FINE as usize && direct_bytes > 0) {
-            return Self::Direct(Table::new(&runs, width, fill));
+        let bytes = rows.saturating_mul(width).saturating_mul(size_of::<f32>());
+        if bytes <= direct_bytes || rows <= SPLIT_ROWS {
+            return Ok(Self::Direct(Table::new(&runs, width, value)?));
         }
         let coarse: Vec<_> =
             runs.iter().map(|r| (r.start / FINE - 1)..(r.end / FINE + 1)).collect();
-        Self::Split {
-            coarse: Table::new(&merge(&coarse), width, |p, row| fill(p * FINE, row)),
-            fine: Table::new(std::slice::from_ref(&(1 - FINE..FINE)), width, fill),
-        }
+        Ok(Self::Split {
+            coarse: Table::new(&merge(&coarse), width, |p, column| value(p * FINE, column))?,
+            fine: Table::new(std::slice::from_ref(&(1 - FINE..FINE)), width, value)?,
+        })
     }
 }
 
@@ -186,14 +185,18 @@ struct Table<T> {
 }
 
 impl<T: Scalar> Table<T> {
-    fn new(runs: &[Range<i64>], width: usize, fill: impl Fn(i64, &mut [f64])) -> Self {
-        let mut row = vec![0.0; width];
-        let mut values = Vec::new();
+    fn new(
+        runs: &[Range<i64>],
+        width: usize,
+        value: impl Fn(i64, usize) -> f64,
+    ) -> Result<Self, RunError> {
+        let rows = runs.iter().map(|r| (r.end - r.start) as usize).sum();
+        let (mut values, _) = reserve("rotary tables", &[rows, width])?;
         for position in runs.iter().cloned().flatten() {
-            fill(position, &mut row);
-            values.extend(row.iter().map(|&x| T::of(x).min(T::max_value())));
+            let row = (0..width).map(|column| value(position, column));
+            values.extend(row.map(|x| T::of(x).min(T::max_value())));
         }
-        Self { width, runs: runs.to_vec(), values }
+        Ok(Self { width, runs: runs.to_vec(), values })
     }
 
     #[inline(always)]
@@ -233,7 +236,7 @@ mod tests {
     #[test]
     fn frequencies_are_the_buffers_of_the_reference() {
         // torch: 1 / (10000 ** (torch.arange(0, 8, 2).float() / 8))
-        assert_eq!(inverse_frequencies(8), [1.0, 0.1, 0.01, 0.001]);
+        assert_eq!([0, 1, 2, 3].map(|m| inverse_frequency(8, m)), [1.0, 0.1, 0.01, 0.001]);
     }
 
     #[test]
@@ -241,8 +244,9 @@ mod tests {
         let far = 1_000_000;
         let runs = [0..700, far..far + 700];
         let lags = -700..700;
-        let direct = RotaryTables::<f64>::new(&SPEC, &runs, std::slice::from_ref(&lags));
-        let split = RotaryTables::<f32>::with_limit(&SPEC, &runs, std::slice::from_ref(&lags), 0);
+        let direct = RotaryTables::<f64>::new(&SPEC, &runs, std::slice::from_ref(&lags)).unwrap();
+        let split =
+            RotaryTables::<f32>::with_limit(&SPEC, &runs, std::slice::from_ref(&lags), 0).unwrap();
         let mut worst = 0.0_f64;
         for position in runs.into_iter().flatten() {
             for feature in 0..8 {

@@ -124,10 +124,10 @@ impl AttentionShape {
             .with_key_len(key_len)
             .with_value_dim(value_dim);
         if let Some(mask) = inputs.effective_mask() {
-            shape.mask = Some(mask_shape(mask.shape())?);
+            shape.mask = Some(mask_shape(inputs.mask_name(), mask.shape())?);
         }
         if let Some(bias) = &inputs.attn_bias {
-            shape.bias = Some(bias_shape(bias.shape())?);
+            shape.bias = Some(bias_shape("attn_bias", bias.shape())?);
         }
         Ok(shape)
     }
@@ -191,24 +191,24 @@ impl AttentionShape {
 
 /// The shape of a mask tensor: `[rows, 1, .., len]`. One dimension is rejected even where the
 /// reference happens to accept it, by taking the length for the batch.
-pub(crate) fn mask_shape(shape: &[usize]) -> Result<MaskShape, ShapeError> {
+pub(crate) fn mask_shape(tensor: &'static str, shape: &[usize]) -> Result<MaskShape, ShapeError> {
     match *shape {
         [rows, ref middle @ .., len] if middle.iter().all(|&d| d == 1) => {
             Ok(MaskShape { rows, len })
         }
         _ => Err(ShapeError::Rank {
-            tensor: "mask",
+            tensor,
             got: shape.to_vec(),
             allowed: "[rows, length], with nothing but 1 between them",
         }),
     }
 }
 
-pub(crate) fn bias_shape(shape: &[usize]) -> Result<BiasShape, ShapeError> {
+pub(crate) fn bias_shape(tensor: &'static str, shape: &[usize]) -> Result<BiasShape, ShapeError> {
     match *shape {
         [rows, queries, slots] => Ok(BiasShape { rows, queries, slots }),
         _ => Err(ShapeError::Rank {
-            tensor: "attn_bias",
+            tensor,
             got: shape.to_vec(),
             allowed: "[rows, 1 or window, 1 or slots], exactly 3 dimensions",
         }),

@@ -17,7 +17,7 @@ use crate::ShapeError;
 /// assert_eq!(t.shape(), [2, 3]);
 /// // The transpose, without a copy: shape [3, 2].
 /// let transposed = HostTensor::strided(&data, 0, [3, 2], [1, 3])?;
-/// assert_eq!(transposed.to_vec(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+/// assert!(transposed.iter().eq([1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
 /// # Ok::<(), local_attention::ShapeError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -83,10 +83,11 @@ impl<'a, T: Clone> HostTensor<'a, T> {
         self.shape.contains(&0)
     }
 
-    /// The elements in row-major order, copied.
-    pub fn to_vec(&self) -> Vec<T> {
+    /// The elements in row-major order, copied one by one. With strides of 0 there may be more of
+    /// them than memory holds: collect what you know.
+    pub fn iter(&self) -> impl Iterator<Item = T> {
         let count = if self.is_empty() { 0 } else { self.shape.iter().product() };
-        (0..count).map(|i| self.data[self.offset_of_packed(i, 0)].clone()).collect()
+        (0..count).map(|i| self.data[self.offset_of_packed(i, 0)].clone())
     }
 
     /// The same tensor with every element converted; shape and strides stay.

@@ -8,7 +8,10 @@ mod common;
 use common::coverage::Coverage;
 use common::{CHOICES, Case, Noise};
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::{Engine, ErrorBudget, Reference};
+use local_attention::{
+    AttentionShape, Call, Element, Engine, ErrorBudget, HostInputs, LocalAttentionConfig,
+    Reference, ReferenceQuirks,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -94,45 +97,59 @@ fn worst(got: &[f32], truth: &[f64]) -> f64 {
 
 /// Compares everything the engine gives for a case; says which rows saw nothing.
 fn check(case: &Case) -> Result<Vec<bool>, String> {
-    let (problem, inputs, wide) = (case.problem(), case.inputs(), case.wide());
+    check_as(case, &case.inputs())
+}
+
+/// The same for inputs in one of the engine's types.
+fn check_as<T: Element<Accumulator = f32>>(
+    case: &Case,
+    inputs: &HostInputs<'_, T>,
+) -> Result<Vec<bool>, String>
+where
+    Cpu: Engine<T>,
+{
+    let (problem, wide) = (case.problem(), inputs.map(|x| x.load().into()));
+    let narrow = inputs.map(|x| x.load());
     let oracle = Reference::<f64>::new();
     let plain = Reference::<f32>::new();
-    let budget = ErrorBudget::measure_call(&problem, &inputs, &case.call).unwrap();
+    let budget = ErrorBudget::measure_call(&problem, inputs, &case.call).unwrap();
     let roundings = 4.0 * 2_f64.powi(-24) * (1.0 + budget.max_logit);
 
     let with_lse = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
     let true_lse = oracle.forward(&with_lse, &wide, &case.call).unwrap().lse.unwrap();
-    let plain_lse = plain.forward(&with_lse, &inputs, &case.call).unwrap().lse.unwrap();
+    let plain_lse = plain.forward(&with_lse, &narrow, &case.call).unwrap().lse.unwrap();
     // Not averaged over keys as the output is: a rounding of the scale alone moves all of it.
     let lse_allowed = 2.0 * worst(&plain_lse, &true_lse) + 2.0 * roundings;
 
     let some = case.shape.query.start..case.shape.query.end.min(case.shape.query.start + 9);
     let true_weights = oracle.weights(&problem, &wide, some.clone()).unwrap();
-    let plain_weights = plain.weights(&problem, &inputs, some.clone()).unwrap();
+    let plain_weights = plain.weights(&problem, &narrow, some.clone()).unwrap();
     let weights_allowed = 2.0 * worst(&plain_weights.weights, &true_weights.weights) + roundings;
 
     for isa in Isa::available() {
+        let off = |what: &str, error: f64, allowed: f64| {
+            Err(format!("{isa}: {what} is off by {error:e}, allowed {allowed:e}"))
+        };
         let engine = Cpu::new().with_isa(isa).unwrap();
-        let got = engine.forward(&problem, &inputs, &case.call).unwrap();
+        let got = engine.forward(&problem, inputs, &case.call).unwrap();
         assert_eq!(got.shape, problem.out_shape());
-        let error = worst(&got.out, &budget.oracle);
+        let out: Vec<f32> = got.out.iter().map(|x| x.load()).collect();
+        let error = worst(&out, &budget.oracle);
         if error > budget.allowed() {
-            return Err(format!("{isa}: out is off by {error:e}, allowed {:e}", budget.allowed()));
+            return off("out", error, budget.allowed());
         }
         assert_eq!(got.lse.is_some(), case.shape.lse);
         if let Some(lse) = &got.lse {
             let error = worst(lse, &true_lse);
             if error > lse_allowed {
-                return Err(format!("{isa}: lse is off by {error:e}, allowed {lse_allowed:e}"));
+                return off("lse", error, lse_allowed);
             }
         }
-        let weights = engine.weights(&problem, &inputs, some.clone()).unwrap();
+        let weights = engine.weights(&problem, inputs, some.clone()).unwrap();
         assert_eq!((weights.shape, &weights.keys), (true_weights.shape, &true_weights.keys));
         let error = worst(&weights.weights, &true_weights.weights);
         if error > weights_allowed {
-            return Err(format!(
-                "{isa}: weights are off by {error:e}, allowed {weights_allowed:e}"
-            ));
+            return off("a weight", error, weights_allowed);
         }
     }
     Ok(true_lse.iter().map(|&x| x == f64::from(DEGENERATE)).collect())
@@ -142,65 +159,105 @@ fn check(case: &Case) -> Result<Vec<bool>, String> {
 fn cpu_matches_the_oracle_on_f16() {
     for seed in 0..setting("LOCAL_ATTENTION_CASES", 1000) / 4 {
         let case = Case::decode(&list(seed));
-        let (problem, inputs) = (case.problem(), case.half());
-        let budget = ErrorBudget::measure_call(&problem, &inputs, &case.call).unwrap();
-        let got = Cpu::new().forward(&problem, &inputs, &case.call).unwrap();
-        let got: Vec<f32> = got.out.iter().map(|x| x.to_f32()).collect();
-        let error = worst(&got, &budget.oracle);
-        assert!(
-            error <= budget.allowed(),
-            "seed {seed}: off by {error:e}, allowed {:e}\n{case:?}",
-            budget.allowed()
-        );
+        if let Err(e) = check_as(&case, &case.half()) {
+            panic!("seed {seed}: {e}\n{case:?}");
+        }
     }
+}
+
+/// Positions so many that tables are split into coarse and fine ones.
+#[test]
+fn cpu_matches_the_oracle_far_away() {
+    for (window, n, xpos) in [(20_000, 40_000, false), (10_000, 30_000, true)] {
+        let config = LocalAttentionConfig::new(window).causal(true).dim(64).use_xpos(xpos);
+        let mut noise = Noise::new(window as usize);
+        let query = n - 7..n;
+        let case = Case {
+            config,
+            quirks: ReferenceQuirks::ALL,
+            q: noise.normals(7 * 64),
+            k: noise.normals(n * 64),
+            v: noise.normals(n * 8),
+            shape: AttentionShape::new([], n, 64).with_value_dim(8).with_query(query).with_lse(),
+            call: Call::default(),
+            strided: false,
+            mask: Vec::new(),
+            bias: Vec::new(),
+        };
+        check(&case).unwrap_or_else(|e| panic!("window {window}: {e}"));
+    }
+}
+
+/// Bits of everything that an engine gives for a case: of every row, query by query.
+fn results<T: Element<Accumulator = f32>>(
+    engine: &Cpu,
+    case: &Case,
+    inputs: &HostInputs<'_, T>,
+) -> Vec<Vec<u32>>
+where
+    Cpu: Engine<T>,
+{
+    let problem = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
+    let got = engine.forward(&problem, inputs, &case.call).unwrap();
+    let (queries, width) = (case.shape.query.len(), case.shape.value_dim);
+    let mut rows = Vec::new();
+    let lse = got.lse.unwrap();
+    for (i, lse) in lse.iter().enumerate() {
+        let out = got.out[i * width..][..width].iter().map(|x| x.load().to_bits());
+        rows.push(out.chain([lse.to_bits()]).collect());
+    }
+    assert_eq!(rows.len(), problem.batch() * queries);
+    rows
 }
 
 /// The same bits whatever the number of threads, and however queries are cut into calls.
 #[test]
 fn cpu_is_deterministic() {
-    let engines: Vec<_> = [1, 2, 3].into_iter().map(|n| Cpu::with_threads(n).unwrap()).collect();
+    let pools: Vec<_> = [1, 2, 3].into_iter().map(|n| Cpu::with_threads(n).unwrap()).collect();
     for seed in 0..60 {
         let case = Case::decode(&list(1_000_000 + seed));
-        let problem = case.problem();
-        let all = engines[0].forward(&problem, &case.inputs(), &case.call).unwrap();
-        for engine in &engines[1..] {
-            let other = engine.forward(&problem, &case.inputs(), &case.call).unwrap();
-            assert_eq!(
-                bits(&other.out),
-                bits(&all.out),
-                "seed {seed}, {} threads",
-                engine.threads()
-            );
-        }
-        let (s, d, dv) = (&case.shape, case.shape.head_dim, case.shape.value_dim);
-        let whole = s.query.len();
-        for cut in [whole / 3, whole / 2, whole - 1] {
-            for part in [0..cut, cut..whole] {
-                let range = s.query.start + part.start..s.query.start + part.end;
-                let mut piece = case.clone();
-                piece.shape.query = range;
-                piece.q = case
-                    .q
-                    .chunks(whole * d)
-                    .flat_map(|row| row[part.start * d..part.end * d].to_vec())
-                    .collect();
-                let got =
-                    engines[1].forward(&piece.problem(), &piece.inputs(), &case.call).unwrap();
-                let expected: Vec<f32> = all
-                    .out
-                    .chunks(whole * dv)
-                    .flat_map(|row| row[part.start * dv..part.end * dv].to_vec())
-                    .collect();
-                assert_eq!(
-                    bits(&got.out),
-                    bits(&expected),
-                    "seed {seed}, queries {part:?} of {whole}"
-                );
-            }
+        for isa in Isa::available() {
+            let engines: Vec<_> = pools.iter().map(|e| e.clone().with_isa(isa).unwrap()).collect();
+            deterministic(&engines, &case, |case| case.inputs(), seed);
+            deterministic(&engines, &case, |case| case.half(), seed);
         }
     }
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
+fn deterministic<T: Element<Accumulator = f32>>(
+    engines: &[Cpu],
+    case: &Case,
+    inputs: impl Fn(&Case) -> HostInputs<'static, T>,
+    seed: u64,
+) where
+    Cpu: Engine<T>,
+{
+    let at = |engine: &Cpu| format!("seed {seed}, {}, {} threads", engine.isa(), engine.threads());
+    let all = results(&engines[0], case, &inputs(case));
+    for engine in &engines[1..] {
+        assert_eq!(results(engine, case, &inputs(case)), all, "{}", at(engine));
+    }
+    let (s, d, engine) = (&case.shape, case.shape.head_dim, &engines[1]);
+    let whole = s.query.len();
+    let few = s.query.start..s.query.end.min(s.query.start + 12);
+    let problem = case.problem();
+    let slots = problem.geometry().slots();
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let weights = engine.weights(&problem, &inputs(case), few.clone()).unwrap();
+    let last = engine.weights(&problem, &inputs(case), few.end - 1..few.end).unwrap();
+    for (all, one) in weights.weights.chunks(few.len() * slots).zip(last.weights.chunks(slots)) {
+        assert_eq!(bits(&all[all.len() - slots..]), bits(one), "weights, {}", at(engine));
+    }
+    for cut in [whole / 3, whole / 2, whole - 1] {
+        for part in [0..cut, cut..whole] {
+            let mut piece = case.clone();
+            piece.shape.query = s.query.start + part.start..s.query.start + part.end;
+            let rows = case.q.chunks(whole * d);
+            piece.q = rows.flat_map(|r| r[part.start * d..part.end * d].to_vec()).collect();
+            let got = results(engine, &piece, &inputs(&piece));
+            let expected: Vec<_> =
+                all.chunks(whole).flat_map(|row| row[part.clone()].to_vec()).collect();
+            assert_eq!(got, expected, "queries {part:?} of {whole}, {}", at(engine));
+        }
+    }
 }

@@ -85,7 +85,8 @@ fn visible_autopad_keys() {
         &hidden.out
     ));
     // Visible is what zeros appended by hand give: keys 0, values 0.
-    let append = |t: &HostTensor<'_, f32>| tensor(&[t.to_vec(), vec![0.0; 3 * D]].concat());
+    let append =
+        |t: &HostTensor<'_, f32>| tensor(&t.iter().chain([0.0; 3 * D]).collect::<Vec<_>>());
     let by_hand = HostInputs::new(append(&inputs.q), append(&inputs.k), append(&inputs.v));
     let by_hand = forward(LocalAttentionConfig::new(8), ReferenceQuirks::ALL, &by_hand);
     assert!(close(&by_hand.out[..5 * D], &visible.out));
@@ -100,7 +101,7 @@ fn uniform_masked_rows() {
     let inputs = random(6, 3).with_mask(HostTensor::new(mask, [1, 6]).unwrap());
     let on = forward(config.clone(), ReferenceQuirks::ALL, &inputs);
     let off = forward(config.clone(), without(|q| q.uniform_masked_rows = false), &inputs);
-    let v = inputs.v.to_vec();
+    let v: Vec<_> = inputs.v.iter().collect();
     for t in 0..2 {
         let mean: Vec<f32> = (0..D).map(|c| (v[c] + v[D + c] - 2.0) / 4.0).collect();
         assert!(close(&on.out[t * D..][..D], &mean));
@@ -118,7 +119,7 @@ fn rows_whose_bias_is_minus_infinity() {
     for floor in [f32::NEG_INFINITY, -1e35, f32::MIN] {
         let bias = HostTensor::new(vec![floor; 1], [1, 1, 1]).unwrap();
         let inputs = random(4, 4).with_attn_bias(bias);
-        let v = inputs.v.to_vec();
+        let v: Vec<_> = inputs.v.iter().collect();
         let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
         // Query 0 sees key 0; hidden are two slots of -1 and key 1.
         let first: Vec<f32> = (0..D).map(|c| (v[D + c] - 2.0) / 3.0).collect();
@@ -133,7 +134,7 @@ fn rows_whose_bias_is_minus_infinity() {
     let bias = || HostTensor::new(vec![-1e30_f32; 1], [1, 1, 1]).unwrap();
     let inputs = random(4, 4).with_attn_bias(bias());
     let out = forward(config.clone(), ReferenceQuirks::ALL, &inputs).out;
-    let v = inputs.v.to_vec();
+    let v: Vec<_> = inputs.v.iter().collect();
     assert!(close(&out[..D], &v[..D]), "query 0 sees itself alone");
     let shape = AttentionShape::from_inputs(&inputs).unwrap();
     let problem = LocalAttention::new(config).unwrap().problem(&shape).unwrap();

@@ -1,10 +1,11 @@
-//! How a call is cut into blocks of queries.
+//! How a call is cut into blocks of queries, and where their results go.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::dropout::KeepMask;
 use crate::rotary::RotaryTables;
-use crate::{Element, HostInputs, Problem};
+use crate::{Element, HostInputs, Problem, RunError};
 
 /// What all blocks of a call share.
 pub(super) struct Job<'a, T: Element> {
@@ -19,8 +20,8 @@ impl<'a, T: Element> Job<'a, T> {
         problem: &'a Problem,
         inputs: &'a HostInputs<'a, T>,
         keep: Option<KeepMask>,
-    ) -> Self {
-        Self { problem, inputs, tables: problem.rotary_tables(), keep }
+    ) -> Result<Self, RunError> {
+        Ok(Self { problem, inputs, tables: problem.rotary_tables()?, keep })
     }
 }
 
@@ -35,40 +36,130 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The blocks of all packed batch rows, in the order of the output. Where blocks begin depends
-    /// on positions alone, not on the range asked for, so that every range gives the same bits.
-    pub(super) fn all(problem: &Problem, range: Range<usize>) -> Vec<Self> {
-        let window = problem.geometry.window();
-        let len = problem.query_block();
-        // Several whole windows, or a part of one.
-        let (unit, len) =
-            if len >= window { (usize::MAX, len / window * window) } else { (window, len) };
-        let mut blocks = Vec::new();
-        for row in 0..problem.batch {
-            let mut start = range.start;
-            while start < range.end {
-                let unit_start = start / unit * unit;
-                let first = unit_start + (start - unit_start) / len * len;
-                let end = (first + len)
-                    .min(unit_start.saturating_add(unit))
-                    .min(problem.geometry.seq_len());
-                blocks.push(Self {
-                    row,
-                    queries: start..end.min(range.end),
-                    origin: problem.geometry.visible_range(first).start,
-                    centre: first.midpoint(end),
-                });
-                start = end;
-            }
-        }
-        blocks
-    }
-
     /// The real keys that some query sees.
     pub(super) fn keys(&self, problem: &Problem) -> Range<usize> {
         let geometry = &problem.geometry;
         let start = geometry.visible_range(self.queries.start).start;
         let end = geometry.visible_range(self.queries.end - 1).end;
         start..end.min(geometry.key_len())
+    }
+}
+
+/// The blocks of all packed batch rows. Where blocks begin depends on positions alone, not on the
+/// range asked for, so that every range gives the same bits.
+pub(super) struct Blocks<'a> {
+    problem: &'a Problem,
+    queries: Range<usize>,
+    /// Whole windows that make one block, or a window that is cut into `per_unit` of them.
+    unit: usize,
+    len: usize,
+    per_unit: usize,
+    /// Number of the first block of a row, counted from the start of the sequence.
+    first: usize,
+    per_row: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// `queries` is not empty.
+    pub(super) fn new(problem: &'a Problem, queries: Range<usize>) -> Self {
+        let window = problem.geometry.window();
+        let len = problem.query_block();
+        let len = if len >= window { len / window * window } else { len };
+        let unit = len.max(window);
+        let per_unit = unit.div_ceil(len);
+        let number = |query: usize| query / unit * per_unit + query % unit / len;
+        let first = number(queries.start);
+        let per_row = number(queries.end - 1) + 1 - first;
+        Self { problem, queries, unit, len, per_unit, first, per_row }
+    }
+
+    /// How many there are. Each has a result of at least one element, so the product fits.
+    pub(super) fn count(&self) -> usize {
+        self.problem.batch * self.per_row
+    }
+
+    /// One of them.
+    pub(super) fn get(&self, index: usize) -> Block {
+        let number = self.first + index % self.per_row;
+        let unit = number / self.per_unit * self.unit;
+        let first = unit + number % self.per_unit * self.len;
+        let end = (first + self.len).min(unit + self.unit).min(self.problem.geometry.seq_len());
+        Block {
+            row: index / self.per_row,
+            queries: first.max(self.queries.start)..end.min(self.queries.end),
+            origin: self.problem.geometry.visible_range(first).start,
+            centre: first.midpoint(end),
+        }
+    }
+
+    /// The part of a row-major result, `width` elements a query, that belongs to a block.
+    fn part_of(&self, block: &Block, width: usize) -> Range<usize> {
+        let row = block.row * self.queries.len();
+        let at = |query: usize| (row + query - self.queries.start) * width;
+        at(block.queries.start)..at(block.queries.end)
+    }
+}
+
+/// A result, `width` elements a query, of which every block has its own part.
+pub(super) struct Parts<'a, T> {
+    at: *mut T,
+    len: usize,
+    width: usize,
+    all: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: threads reach elements through `of` alone, which gives each block others.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(super) fn new(all: &'a mut [T], width: usize) -> Self {
+        Self { at: all.as_mut_ptr(), len: all.len(), width, all: PhantomData }
+    }
+
+    /// The part of one block.
+    ///
+    /// # Safety
+    /// Parts of one block are not alive at the same time; all blocks are of one `Blocks`.
+    #[expect(clippy::mut_from_ref, reason = "parts of different blocks do not overlap")]
+    pub(super) unsafe fn of(&self, blocks: &Blocks<'_>, block: &Block) -> &mut [T] {
+        let part = blocks.part_of(block, self.width);
+        assert!(part.start <= part.end && part.end <= self.len);
+        // SAFETY: inside the slice this was made of, and nobody else's as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(part.start), part.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AttentionShape, LocalAttention, LocalAttentionConfig};
+
+    /// Blocks of any range tile it, and cut at the same positions as the blocks of all queries.
+    #[test]
+    fn blocks_tile_every_range_alike() {
+        for (window, n) in [(1, 700), (3, 999), (100, 900), (256, 768), (300, 900), (600, 1200)] {
+            let attention = LocalAttention::new(LocalAttentionConfig::new(window)).unwrap();
+            let problem = attention.problem(&AttentionShape::new([2], n, 4)).unwrap();
+            let all = Blocks::new(&problem, 0..n);
+            let starts: Vec<_> = (0..all.count()).map(|i| all.get(i).queries.start).collect();
+            for range in [0..n, 1..n, 5..n / 2, 257..258, n - 1..n] {
+                let blocks = Blocks::new(&problem, range.clone());
+                let mut next = range.start;
+                for i in 0..blocks.count() {
+                    let block = blocks.get(i);
+                    assert_eq!(block.row, i / blocks.per_row);
+                    assert_eq!(block.queries.start, next, "window {window}, {range:?}");
+                    assert!(!block.queries.is_empty());
+                    assert!(next == range.start || starts.contains(&next));
+                    next = if block.queries.end == range.end {
+                        range.start
+                    } else {
+                        block.queries.end
+                    };
+                }
+                assert_eq!(blocks.count(), 2 * blocks.per_row);
+                assert_eq!(next, range.start);
+            }
+        }
     }
 }

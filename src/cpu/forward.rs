@@ -8,7 +8,7 @@ use super::kernel::{Lhs, Rhs, scale, softmax_step, tile};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
-use crate::Element;
+use crate::{Element, TileKind};
 
 /// Keys packed at a time: with 64 features K and V fill a quarter of a small L2 cache.
 pub(super) const KEYS: usize = 256;
@@ -78,14 +78,14 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
             }
             first += KEYS;
         }
-        let mut earlier = None;
+        let mut whole = None;
         for r in 0..rows {
             let width = job.problem.shape.value_dim;
-            let to = &mut out[r * width..][..width];
             let state = scratch.state[r];
             if state.is_degenerate() {
-                inputs.degenerate_row(inputs.query(r), to, &mut earlier);
+                inputs.degenerate_row(r, out, &mut whole);
             } else {
+                let to = &mut out[r * width..][..width];
                 let from = &scratch.out[r * scratch.value_stride..][..width];
                 let factor = state.sum.recip();
                 for (to, &from) in to.iter_mut().zip(from) {
@@ -114,8 +114,8 @@ pub(super) fn whole_panels<S: Simd>(columns: &Columns) -> Columns {
 
 /// Logits of a group of queries for one block of keys, in powers of 2: scores, bias, the self
 /// rule, and minus infinity wherever a key is hidden. Each row is filled over the whole panels
-/// around its tile's columns. Tiles that see nothing of the block are left out, and rows that
-/// see all of their columns have nothing filled.
+/// around its tile's columns. Tiles outside what their queries see are left out, and those inside
+/// have nothing hidden.
 #[inline(always)]
 pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     inputs: &RowInputs<'_, T>,
@@ -156,14 +156,25 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
             unsafe { tile::<S, MR, 2, false>(depth, a, b, c.as_mut_ptr(), LOGITS_ROW) };
         }
     }
-    for r in group.clone() {
-        let columns = &tiles[(r - group.start) / MR];
-        if !columns.is_empty() {
-            let panels = whole_panels::<S>(columns);
+    for (i, columns) in tiles.iter().enumerate().filter(|(_, c)| !c.is_empty()) {
+        let panels = whole_panels::<S>(columns);
+        let keys = first + panels.start..first + panels.end;
+        let start = group.start + i * MR;
+        let end = group.end.min(start + MR);
+        // Of keys past the last real one, which may be visible, there are no scores.
+        let (head, tail) = (&scratch.visible[start], &scratch.visible[end - 1]);
+        let kind = match TileKind::of(head, tail, &keys) {
+            TileKind::Inside if keys.end <= present.end => TileKind::Inside,
+            _ => TileKind::Edge,
+        };
+        if kind == TileKind::Inside && !inputs.adjusts_logits() {
+            continue;
+        }
+        for r in start..end {
             let row = &mut scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
             let visible = &scratch.visible[r];
             let visible = visible.start.max(present.start)..visible.end.min(present.end);
-            inputs.hide(r, row, first + panels.start, &visible, &scratch.key_mask[panels]);
+            inputs.hide(r, row, keys.start, &visible, &scratch.key_mask[panels.clone()]);
         }
     }
     tiles

@@ -24,9 +24,10 @@ use crate::dropout::KeepMask;
 use crate::engine::{reserve, zeros};
 use crate::shape::saturating_product;
 use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Weights};
-use block::{Block, Job};
+use block::{Blocks, Job, Parts};
 use forward::ForwardOp;
 use scratch::Scratch;
+use simd::Available;
 pub use simd::Isa;
 
 /// Products below which a call is computed by the thread that makes it: about 50 microseconds.
@@ -48,17 +49,13 @@ const SMALL: u128 = 1 << 21;
 #[derive(Debug, Clone)]
 pub struct Cpu {
     pool: Option<Arc<rayon::ThreadPool>>,
-    isa: Isa,
+    isa: Available,
 }
 
 impl Cpu {
     /// On rayon's global thread pool.
     pub fn new() -> Self {
-        Self {
-            pool: None,
-            // `portable` is always there.
-            isa: Isa::available().first().copied().unwrap_or(Isa::Portable),
-        }
+        Self { pool: None, isa: Available::best() }
     }
 
     /// On a thread pool of its own.
@@ -98,22 +95,23 @@ impl Cpu {
 
     /// The instruction set it uses.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.isa.isa()
     }
 
     /// Carries out tasks on the pool of this engine, or here where waking it would take longer.
-    fn each<T: Send>(
+    fn each(
         &self,
         problem: &Problem,
-        tasks: impl IndexedParallelIterator<Item = T>,
-        work: impl Fn(T) -> Result<(), RunError> + Send + Sync,
+        tasks: usize,
+        work: impl Fn(usize) -> Result<(), RunError> + Send + Sync,
     ) -> Result<(), RunError> {
         let shape = &problem.shape;
         let keys = problem.geometry.slots().min(shape.key_len) as u128;
         let products = saturating_product(&[problem.batch, shape.query.len()]) * keys;
-        if products.saturating_mul((shape.head_dim + shape.value_dim) as u128) < SMALL {
-            return tasks.with_min_len(usize::MAX).try_for_each(work);
+        if products.saturating_mul((shape.head_dim as u128) + (shape.value_dim as u128)) < SMALL {
+            return (0..tasks).try_for_each(work);
         }
+        let tasks = (0..tasks).into_par_iter();
         match &self.pool {
             Some(pool) => pool.install(|| tasks.try_for_each(work)),
             None => tasks.try_for_each(work),
@@ -131,22 +129,22 @@ impl Cpu {
         let (rows, queries) = (problem.batch, shape.query.len());
         let (mut out, len) = reserve::<T>("out", &[rows, queries, shape.value_dim])?;
         let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
-        if rows == 0 || queries == 0 {
-            // Nothing to compute: nothing to prepare either, however vast the features.
-            let lse = shape.lse.then_some(lse);
-            return Ok(Forward { out, shape: problem.out_shape(), lse });
+        // Without a result there is nothing to prepare either, however vast the features.
+        if len > 0 || !lse.is_empty() {
+            let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call))?;
+            let blocks = Blocks::new(problem, shape.query.clone());
+            // Written by the threads that compute it: no pass over it before.
+            let out = Parts::new(&mut out.spare_capacity_mut()[..len], shape.value_dim);
+            let lse = Parts::new(&mut lse, usize::from(shape.lse));
+            self.each(problem, blocks.count(), |task| {
+                let block = blocks.get(task);
+                // SAFETY: every task is a block of its own.
+                let (out, lse) = unsafe { (out.of(&blocks, &block), lse.of(&blocks, &block)) };
+                Scratch::with(problem, |scratch| {
+                    self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
+                })
+            })?;
         }
-        let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call));
-        let blocks = Block::all(problem, shape.query.clone());
-        // Written by the threads that compute it: no pass over it before.
-        let out_parts = split(&mut out.spare_capacity_mut()[..len], &blocks, shape.value_dim);
-        let lse_parts = split(&mut lse, &blocks, usize::from(shape.lse));
-        let tasks = blocks.into_par_iter().zip(out_parts).zip(lse_parts);
-        self.each(problem, tasks, |((block, out), lse)| {
-            Scratch::with(problem, |scratch| {
-                self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
-            })
-        })?;
         // SAFETY: the blocks cover all rows and queries, and each block has written its part.
         unsafe { out.set_len(len) };
         Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })
@@ -157,19 +155,6 @@ impl Default for Cpu {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// One part of a row-major result for each block, in their order: `width` elements a query.
-fn split<'a, T>(mut rest: &'a mut [T], blocks: &[Block], width: usize) -> Vec<&'a mut [T]> {
-    blocks
-        .iter()
-        .map(|block| {
-            let part = std::mem::take(&mut rest);
-            let (part, after) = part.split_at_mut(block.queries.len() * width);
-            rest = after;
-            part
-        })
-        .collect()
 }
 
 /// The engine for one element type.

@@ -6,48 +6,46 @@ use std::ops::Range;
 use super::block::{Block, Job};
 use super::scratch::Scratch;
 use super::simd::Simd;
-use crate::shape::BiasShape;
+use crate::broadcast::{BiasRow, MaskRow};
 use crate::tensor::RowView;
 use crate::{Element, Problem};
 
 /// What one block reads.
 pub(super) struct RowInputs<'a, T: Element> {
-    pub(super) problem: &'a Problem,
     pub(super) job: &'a Job<'a, T>,
     pub(super) block: &'a Block,
     q: RowView<'a, T>,
     k: RowView<'a, T>,
     pub(super) v: RowView<'a, T>,
-    /// The mask and how many keys it covers.
-    pub(super) mask: Option<(RowView<'a, bool>, usize)>,
-    pub(super) bias: Option<(RowView<'a, T>, BiasShape)>,
+    pub(super) mask: Option<MaskRow<'a>>,
+    pub(super) bias: Option<BiasRow<'a, T>>,
 }
 
 impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     pub(super) fn new(job: &'a Job<'a, T>, block: &'a Block) -> Self {
-        let problem = job.problem;
-        let kv_row = problem.kv_row(block.row);
-        let mask = job.inputs.effective_mask().zip(problem.shape.mask);
-        let bias = job.inputs.attn_bias.as_ref().zip(problem.shape.bias);
+        let kv_row = job.problem.kv_row(block.row);
         Self {
-            problem,
             job,
             block,
             q: job.inputs.q.packed_row(block.row, 2),
             k: job.inputs.k.packed_row(kv_row, 2),
             v: job.inputs.v.packed_row(kv_row, 2),
-            mask: mask.map(|(m, s)| (m.packed_row(problem.mask_row(s, block.row), 1), s.len)),
-            bias: bias.map(|(b, s)| (b.packed_row(block.row % s.rows, 2), s)),
+            mask: job.problem.mask_row(job.inputs, block.row),
+            bias: job.problem.bias_row(job.inputs, block.row),
         }
     }
 
+    pub(super) fn problem(&self) -> &'a Problem {
+        self.job.problem
+    }
+
     pub(super) fn head_dim(&self) -> usize {
-        self.problem.shape.head_dim
+        self.problem().shape.head_dim
     }
 
     /// Whether the mask hides a key from every query.
     pub(super) fn masked(&self, key: usize) -> bool {
-        self.mask.as_ref().is_some_and(|(mask, len)| key >= *len || !mask.at1(key))
+        self.mask.as_ref().is_some_and(|mask| !mask.lets(key))
     }
 
     /// All queries of the block, `[row][feature]`; rows that fill up the last tile are 0. And the
@@ -56,15 +54,21 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     pub(super) fn pack_queries<const MR: usize>(&self, scratch: &mut Scratch) {
         let d = self.head_dim();
         // Logits are kept in powers of 2.
-        let factor = (self.problem.scale * LOG2_E) as f32;
-        let shift = self.problem.geometry.rotary_shift();
-        let first = self.problem.shape.query.start;
+        let factor = (self.problem().scale * LOG2_E) as f32;
+        // A scale near the end of f32, whose product with a query may fit all the same.
+        let factors = if factor.is_finite() {
+            [factor, 1.0]
+        } else {
+            [self.problem().scale as f32, LOG2_E as f32]
+        };
+        let shift = self.problem().geometry.rotary_shift();
+        let first = self.problem().shape.query.start;
         let rows = self.block.queries.len();
         for (r, t) in self.block.queries.clone().enumerate() {
-            scratch.visible[r] = self.problem.geometry.visible_range(t);
+            scratch.visible[r] = self.problem().geometry.visible_range(t);
             let features = &mut scratch.q[r * d..][..d];
             load(&self.q, t - first, features);
-            features.iter_mut().for_each(|x| *x *= factor);
+            features.iter_mut().for_each(|x| *x = *x * factors[0] * factors[1]);
             if let Some(tables) = self.job.tables {
                 let position = (t - self.block.origin + shift) as i64;
                 tables.rotate(features, position, &mut scratch.buffer);
@@ -124,13 +128,13 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     #[inline(always)]
     fn load_key(&self, u: usize, features: &mut [f32], buffer: &mut [f32]) {
         load(&self.k, u, features);
-        if self.problem.shared_qk {
+        if self.problem().shared_qk {
             normalise(features);
         }
         if let Some(tables) = self.job.tables {
             tables.rotate(features, (u - self.block.origin) as i64, buffer);
             // The distance to the queries' centre, as rotary sees it.
-            let shift = self.problem.geometry.rotary_shift() as i64;
+            let shift = self.problem().geometry.rotary_shift() as i64;
             tables.decay(features, self.block.centre as i64 + shift - u as i64, buffer);
         }
     }
@@ -138,7 +142,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     /// The values of `present`, `[key][feature]`, 0 where the mask hides the key.
     #[inline(always)]
     pub(super) fn pack_values(&self, scratch: &mut Scratch, first: usize, present: Range<usize>) {
-        let (width, stride) = (self.problem.shape.value_dim, scratch.value_stride);
+        let (width, stride) = (self.problem().shape.value_dim, scratch.value_stride);
         for u in present {
             let (row, padding) = scratch.v[(u - first) * stride..][..stride].split_at_mut(width);
             padding.fill(0.0);

@@ -28,6 +28,11 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         self.block.queries.start + row
     }
 
+    /// Whether there is more to a logit than the score, beside who sees whom.
+    pub(super) fn adjusts_logits(&self) -> bool {
+        self.bias.is_some() || self.mask.is_some() || self.problem().shared_qk
+    }
+
     /// Finishes a row of scores, of the keys from `start` on: adds the bias, applies the self rule
     /// and puts minus infinity wherever a key is not in `visible` or masked.
     #[inline(always)]
@@ -47,7 +52,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         if low < high {
             self.add_bias(t, &mut logits[low..high], start + low);
         }
-        if self.problem.shared_qk && (start + low..start + high).contains(&t) {
+        if self.problem().shared_qk && (start + low..start + high).contains(&t) {
             logits[t - start] = SELF;
         }
         if self.mask.is_some() {
@@ -61,16 +66,16 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// Adds the bias of neighbouring keys, from `key` on, for a query.
     #[inline(always)]
     fn add_bias(&self, t: usize, logits: &mut [f32], key: usize) {
-        let Some((bias, shape)) = &self.bias else { return };
-        let geometry = &self.problem.geometry;
-        let slot = geometry.slot_of(geometry.window_of(t), key);
-        match bias.slice(t % shape.queries, shape.slots) {
-            Some(row) if shape.slots > 1 => {
+        let Some(bias) = &self.bias else { return };
+        match bias.slots(t) {
+            Some(row) => {
+                let geometry = &self.problem().geometry;
+                let slot = geometry.slot_of(geometry.window_of(t), key);
                 for (x, b) in logits.iter_mut().zip(&row[slot..]) {
                     *x += in_powers_of_2(b.load());
                 }
             }
-            _ => {
+            None => {
                 for (i, x) in logits.iter_mut().enumerate() {
                     *x += self.bias_of(t, key + i);
                 }
@@ -81,13 +86,9 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// The bias of a key for a query, in powers of 2.
     #[inline(always)]
     fn bias_of(&self, t: usize, key: usize) -> f32 {
-        self.bias.as_ref().map_or(0.0, |(bias, shape)| {
-            let geometry = &self.problem.geometry;
-            let slot = match shape.slots {
-                1 => 0,
-                _ => geometry.slot_of(geometry.window_of(t), key),
-            };
-            in_powers_of_2(bias.at(t % shape.queries, slot).load())
+        self.bias.as_ref().map_or(0.0, |bias| {
+            let geometry = &self.problem().geometry;
+            in_powers_of_2(bias.at(t, geometry.slot_of(geometry.window_of(t), key)).load())
         })
     }
 
@@ -101,21 +102,21 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
 
     /// Calls `each(logit, keys)` for runs of autopad's zeros that a query sees alike.
     pub(super) fn each_zero_key(&self, t: usize, mut each: impl FnMut(f32, Range<usize>)) {
-        let visible = self.problem.geometry.visible_range(t);
-        let bias_varies = self.bias.as_ref().is_some_and(|(_, s)| s.slots > 1);
-        let mut u = visible.start.max(self.problem.shape.key_len);
+        let visible = self.problem().geometry.visible_range(t);
+        let bias_varies = self.bias.as_ref().is_some_and(|bias| bias.varies());
+        let mut u = visible.start.max(self.problem().shape.key_len);
         while u < visible.end {
-            let own = self.problem.shared_qk && u == t;
+            let own = self.problem().shared_qk && u == t;
             let mut end = u + 1;
             if self.masked(u) {
                 // Past its end the mask hides all that is left.
-                if self.mask.as_ref().is_some_and(|(_, len)| u >= *len) {
+                if self.mask.as_ref().is_some_and(|mask| u >= mask.len) {
                     return;
                 }
             } else {
                 if !own && !bias_varies && self.mask.is_none() {
                     end = visible.end;
-                    if self.problem.shared_qk && (u..end).contains(&t) {
+                    if self.problem().shared_qk && (u..end).contains(&t) {
                         end = t;
                     }
                 }
@@ -134,13 +135,13 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         start: usize,
         weights: &mut [f32],
     ) {
-        let geometry = &self.problem.geometry;
+        let geometry = &self.problem().geometry;
         let window = geometry.window_of(t);
-        for (i, weight) in weights.iter_mut().enumerate() {
-            if visible.contains(&(start + i)) {
-                let slot = geometry.slot_of(window, start + i);
-                *weight *= keep.factor(self.block.row, t, slot) as f32;
-            }
+        let from = visible.start.max(start);
+        let to = visible.end.min(start + weights.len());
+        if from < to {
+            let slot = geometry.slot_of(window, from);
+            keep.apply(self.block.row, t, slot, &mut weights[from - start..to - start]);
         }
     }
 
@@ -151,51 +152,52 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
 
     /// How many slots a query does not see: what a degenerate row is averaged over.
     pub(super) fn hidden_slots(&self, t: usize) -> usize {
-        let visible = self.problem.geometry.visible_range(t);
+        let visible = self.problem().geometry.visible_range(t);
         let seen = match &self.mask {
             None => visible.len(),
-            Some((mask, len)) => {
-                let covered = visible.start..visible.end.min(*len);
-                covered.filter(|&u| mask.at1(u)).count()
+            Some(mask) => {
+                let covered = visible.start..visible.end.min(mask.len);
+                covered.filter(|&u| mask.lets(u)).count()
             }
         };
-        self.problem.geometry.slots() - seen
+        self.problem().geometry.slots() - seen
     }
 
     /// A row whose query sees nothing, or nothing with a weight: the mean of the values of all
     /// slots it does not see, those outside the sequence counting as -1 and autopad's as 0; with
-    /// the quirk `uniform_masked_rows` off, or without such a slot, 0. `earlier` is the last mean
-    /// over a whole window: all queries of a window that see nothing share it.
+    /// the quirk `uniform_masked_rows` off, or without such a slot, 0. `row` is one of the rows of
+    /// `out`. `whole` is the last row that saw nothing of its window: all queries of a window that
+    /// see nothing of it share their mean.
     pub(super) fn degenerate_row(
         &self,
-        t: usize,
+        row: usize,
         out: &mut [MaybeUninit<T>],
-        earlier: &mut Option<(usize, Vec<f64>)>,
+        whole: &mut Option<usize>,
     ) {
+        let width = self.problem().shape.value_dim;
+        let t = self.query(row);
         let hidden = self.hidden_slots(t);
-        if !self.problem.uniform_masked_rows || hidden == 0 {
-            out.iter_mut().for_each(|to| _ = to.write(T::store(0.0)));
+        let to = row * width..(row + 1) * width;
+        if !self.problem().uniform_masked_rows || hidden == 0 {
+            out[to].fill(MaybeUninit::new(T::store(0.0)));
             return;
         }
-        let geometry = &self.problem.geometry;
-        let window = geometry.window_of(t);
+        let geometry = &self.problem().geometry;
+        let window_of = |row| geometry.window_of(self.query(row));
         let shared = hidden == geometry.slots() && self.job.keep.is_none();
-        let (_, mean) = match earlier.take().filter(|(w, _)| shared && *w == window) {
-            Some(same) => earlier.insert(same),
-            None => earlier.insert((window, self.hidden_mean(t, hidden))),
-        };
-        for (to, mean) in out.iter_mut().zip(mean) {
-            to.write(T::store(*mean as f32));
+        match whole.filter(|&earlier| shared && window_of(earlier) == window_of(row)) {
+            Some(earlier) => out.copy_within(earlier * width..(earlier + 1) * width, to.start),
+            None => self.hidden_mean(t, hidden, &mut out[to]),
         }
-        if !shared {
-            *earlier = None;
+        if shared {
+            *whole = Some(row);
         }
     }
 
     /// The mean of the values of all slots that a query does not see, which are `hidden`.
-    fn hidden_mean(&self, t: usize, hidden: usize) -> Vec<f64> {
-        let mut sums = vec![0.0_f64; self.problem.shape.value_dim];
-        let geometry = &self.problem.geometry;
+    fn hidden_mean(&self, t: usize, hidden: usize, out: &mut [MaybeUninit<T>]) {
+        const FEATURES: usize = 64;
+        let geometry = &self.problem().geometry;
         let window = geometry.window_of(t);
         let visible = geometry.visible_range(t);
         let gathered = geometry.gathered(window);
@@ -203,21 +205,25 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
             None => 1.0,
             Some(keep) => keep.factor(self.block.row, t, slot),
         };
-        for u in gathered.start..gathered.end.min(geometry.key_len()) {
-            if !self.sees(&visible, u) {
-                let weight = factor(geometry.slot_of(window, u));
-                for (e, sum) in sums.iter_mut().enumerate() {
-                    *sum += weight * f64::from(self.v.at(u, e).load());
-                }
-            }
-        }
         let before = 0..geometry.slot_of(window, gathered.start);
         let after = geometry.slot_of(window, gathered.end)..geometry.slots();
         let pads = match &self.job.keep {
             None => (before.len() + after.len()) as f64,
             Some(_) => before.chain(after).map(factor).sum(),
         };
-        sums.iter_mut().for_each(|sum| *sum = (*sum + pads * PAD_VALUE) / hidden as f64);
-        sums
+        for (first, out) in (0..).step_by(FEATURES).zip(out.chunks_mut(FEATURES)) {
+            let mut sums = [pads * PAD_VALUE; FEATURES];
+            for u in gathered.start..gathered.end.min(geometry.key_len()) {
+                if !self.sees(&visible, u) {
+                    let weight = factor(geometry.slot_of(window, u));
+                    for (e, sum) in sums[..out.len()].iter_mut().enumerate() {
+                        *sum += weight * f64::from(self.v.at(u, first + e).load());
+                    }
+                }
+            }
+            for (to, sum) in out.iter_mut().zip(sums) {
+                to.write(T::store((sum / hidden as f64) as f32));
+            }
+        }
     }
 }

@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::block::{Block, Job};
+use super::Cpu;
+use super::block::{Block, Blocks, Job, Parts};
 use super::forward::{KEYS, LOGITS_ROW, TILES, logits, whole_panels};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
-use super::{Cpu, split};
 use crate::engine::zeros;
 use crate::{Element, HostInputs, Problem, RunError, Weights};
 
@@ -24,14 +22,19 @@ impl Cpu {
         problem.check_queries(&queries)?;
         let shape = [problem.batch, queries.len(), problem.geometry.slots()];
         let mut weights: Vec<f32> = zeros("attention weights", &shape)?;
-        let job = Job::new(problem, inputs, None);
-        let blocks = Block::all(problem, queries.clone());
-        let parts = split(&mut weights, &blocks, shape[2]);
-        self.each(problem, blocks.into_par_iter().zip(parts), |(block, weights)| {
-            Scratch::with(problem, |scratch| {
-                self.isa.run(WeightsOp { job: &job, block, scratch, weights });
-            })
-        })?;
+        if !weights.is_empty() {
+            let job = Job::new(problem, inputs, None)?;
+            let blocks = Blocks::new(problem, queries.clone());
+            let weights = Parts::new(&mut weights, shape[2]);
+            self.each(problem, blocks.count(), |task| {
+                let block = blocks.get(task);
+                // SAFETY: every task is a block of its own.
+                let weights = unsafe { weights.of(&blocks, &block) };
+                Scratch::with(problem, |scratch| {
+                    self.isa.run(WeightsOp { job: &job, block, scratch, weights });
+                })
+            })?;
+        }
         Ok(Weights { weights, shape, keys: problem.slot_positions(queries)? })
     }
 }
@@ -69,11 +72,13 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
                     let t = inputs.query(r);
                     let row = &scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
                     let to = &mut weights[r * slots..][..slots];
-                    for u in geometry.visible_range(t) {
-                        if (first + panels.start..first + panels.end).contains(&u) {
-                            let slot = geometry.slot_of(geometry.window_of(t), u);
-                            to[slot] = row[u - first - panels.start];
-                        }
+                    let visible = &scratch.visible[r];
+                    let start = visible.start.max(first + panels.start);
+                    let end = visible.end.min(first + panels.end);
+                    if start < end {
+                        let slot = geometry.slot_of(geometry.window_of(t), start);
+                        let from = &row[start - first - panels.start..][..end - start];
+                        to[slot..][..end - start].copy_from_slice(from);
                     }
                 }
             }
@@ -100,9 +105,9 @@ fn softmax<T: Element<Accumulator = f32>>(inputs: &RowInputs<'_, T>, t: usize, r
         row.iter_mut().for_each(|x| *x *= factor);
         return;
     }
-    let geometry = &inputs.problem.geometry;
+    let geometry = &inputs.problem().geometry;
     let (window, visible) = (geometry.window_of(t), geometry.visible_range(t));
-    let hidden = if inputs.problem.uniform_masked_rows { inputs.hidden_slots(t) } else { 0 };
+    let hidden = if inputs.problem().uniform_masked_rows { inputs.hidden_slots(t) } else { 0 };
     for (slot, weight) in row.iter_mut().enumerate() {
         let seen = geometry.position_of(window, slot).is_some_and(|u| inputs.sees(&visible, u));
         *weight = if seen || hidden == 0 { 0.0 } else { (hidden as f32).recip() };

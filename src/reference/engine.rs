@@ -3,13 +3,28 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Holds, PAD_VALUE, SELF_LOGIT, each_query};
+use super::{Holds, PAD_VALUE, Span, each_query};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
 use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Scalar, Weights};
 
 /// The oracle engine, computing in `T`: `f64` is the truth, `f32` the plain evaluation that error
 /// budgets are measured by.
+///
+/// ```
+/// use local_attention::{
+///     AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+///     Reference,
+/// };
+///
+/// let x = HostTensor::new(vec![0.5_f64; 12], [1, 6, 2])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+/// let problem = LocalAttention::new(LocalAttentionConfig::new(3))?
+///     .problem(&AttentionShape::from_inputs(&inputs)?)?;
+/// let truth = Reference::<f64>::new().forward(&problem, &inputs, &Call::default())?;
+/// assert!(truth.out.iter().all(|x| (x - 0.5).abs() < 1e-15));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference<T>(PhantomData<T>);
 
@@ -20,28 +35,6 @@ impl<T> Reference<T> {
     }
 }
 
-impl<T: Scalar + Element<Accumulator = T>> Reference<T> {
-    /// The largest absolute finite logit that a query has for a key it sees: what rounding errors
-    /// of the weights scale with.
-    ///
-    /// # Errors
-    /// As [`Engine::forward`].
-    pub fn max_abs_logit(
-        &self,
-        problem: &Problem,
-        inputs: &HostInputs<'_, T>,
-    ) -> Result<f64, RunError> {
-        let mut largest = 0.0_f64;
-        each_query(problem, inputs, problem.shape.query.clone(), |_, _, row| {
-            // The self rule's logit is a constant that nothing rounds.
-            let own = |l: &f64| problem.shared_qk && *l == SELF_LOGIT;
-            let logits = row.spans.iter().filter_map(|s| s.logit.map(T::wide)).filter(|l| !own(l));
-            largest = logits.map(f64::abs).filter(|l| l.is_finite()).fold(largest, f64::max);
-        })?;
-        Ok(largest)
-    }
-}
-
 impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
     fn forward(
         &self,
@@ -49,19 +42,24 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
         inputs: &HostInputs<'_, T>,
         call: &Call,
     ) -> Result<Forward<T>, RunError> {
+        problem.check_inputs(inputs)?;
         let (queries, features) = (problem.shape.query.len(), problem.shape.value_dim);
         let mut out: Vec<T> = zeros("out", &[problem.batch, queries, features])?;
-        let mut lse: Vec<T> = zeros("lse", &[problem.batch, queries])?;
+        let mut lse: Vec<T> =
+            zeros("lse", &[problem.batch, if problem.shape.lse { queries } else { 0 }])?;
         let keep = KeepMask::new(problem.dropout, call);
-        each_query(problem, inputs, problem.shape.query.clone(), |b, t, row| {
+        // Without a result there is nothing to compute, however many rows it has.
+        let wanted =
+            if out.is_empty() && lse.is_empty() { 0..0 } else { problem.shape.query.clone() };
+        each_query(problem, inputs, wanted, |b, t, mut row| {
             let at = b * queries + t - problem.shape.query.start;
-            let (weights, row_lse) = row.softmax(problem.uniform_masked_rows);
-            lse[at] = row_lse;
+            let row_lse = row.softmax(problem.uniform_masked_rows);
+            if let Some(lse) = lse.get_mut(at) {
+                *lse = row_lse;
+            }
             let v = inputs.v.packed_row(problem.kv_row(b), 2);
-            for (span, weight) in row.spans.iter().zip(weights) {
-                if weight == T::zero() || span.holds == Holds::Zero {
-                    continue;
-                }
+            let counts = |s: &&Span<T>| s.weight != T::zero() && s.holds != Holds::Zero;
+            for span in row.spans.iter().filter(counts) {
                 let kept: T = match &keep {
                     None => T::of(span.slots.len() as f64),
                     Some(keep) => {
@@ -70,13 +68,12 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
                     }
                 };
                 for e in 0..features {
-                    out[at * features + e] += weight
-                        * kept
-                        * match span.holds {
-                            Holds::Key(u) => v.at(u, e),
-                            Holds::Zero => T::zero(),
-                            Holds::Pad => T::of(PAD_VALUE),
-                        };
+                    let value = match span.holds {
+                        Holds::Key(u) => v.at(u, e),
+                        Holds::Zero => T::zero(),
+                        Holds::Pad => T::of(PAD_VALUE),
+                    };
+                    out[at * features + e] += span.weight * kept * value;
                 }
             }
         })?;
@@ -92,11 +89,11 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
         problem.check_queries(&queries)?;
         let shape = [problem.batch, queries.len(), problem.geometry.slots()];
         let mut all: Vec<T> = zeros("attention weights", &shape)?;
-        each_query(problem, inputs, queries.clone(), |b, t, row| {
+        each_query(problem, inputs, queries.clone(), |b, t, mut row| {
             let at = (b * shape[1] + t - queries.start) * shape[2];
-            let (weights, _) = row.softmax(problem.uniform_masked_rows);
-            for (span, weight) in row.spans.iter().zip(weights) {
-                all[at..at + shape[2]][span.slots.clone()].fill(weight);
+            row.softmax(problem.uniform_masked_rows);
+            for span in &row.spans {
+                all[at..at + shape[2]][span.slots.clone()].fill(span.weight);
             }
         })?;
         Ok(Weights { weights: all, shape, keys: problem.slot_positions(queries)? })

@@ -46,7 +46,7 @@ const ILLEGAL: [(&str, &str); 3] = [
 ];
 
 /// Not options, but what kernels must get right.
-const SITUATIONS: [&str; 13] = [
+const SITUATIONS: [&str; 16] = [
     "tile outside",
     "tile inside",
     "tile edge",
@@ -60,10 +60,16 @@ const SITUATIONS: [&str; 13] = [
     "visible zero keys",
     "bias -1e35",
     "hidden NaN",
+    "hidden NaN bias",
+    "several blocks of queries a window",
+    "several blocks of keys a row",
 ];
 
 /// The largest register tile: queries by keys.
 const TILE: (usize, usize) = (8, 32);
+/// Queries that share packed keys, at most, and keys packed at a time, at multiples of it.
+const QUERY_BLOCK: usize = 256;
+const KEY_BLOCK: usize = 256;
 
 impl Coverage {
     /// Adds a case; `degenerate`: for each packed row and query, whether it saw nothing.
@@ -147,6 +153,13 @@ impl Coverage {
             any_zero,
             case.bias.contains(&-1e35),
             case.k.iter().any(|x| x.is_nan()),
+            case.bias.iter().any(|x| x.is_nan()),
+            g.window() > QUERY_BLOCK,
+            s.query.clone().any(|t| {
+                let seen = g.visible_range(t);
+                let last = seen.end.min(g.key_len()).saturating_sub(1);
+                seen.start / KEY_BLOCK < last / KEY_BLOCK
+            }),
         ];
         for (name, _) in SITUATIONS.iter().zip(situations).filter(|(_, on)| *on) {
             self.hit(name);

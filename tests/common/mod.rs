@@ -90,14 +90,19 @@ impl Case {
         let c = &mut Choices::new(list);
         let mut noise = Noise::new(c.below(1 << 20));
         let leading = c.pick(&[&[1][..], &[], &[2], &[2, 3], &[1, 2], &[4]]).to_vec();
-        let batch: usize = leading.iter().product();
         // A window that dwarfs the sequence needs autopad.
         let huge = c.chance(4);
+        // Windows that are cut into several blocks of queries; few queries, for the oracle's sake.
+        let long = !huge && c.chance(4);
         let window = if huge {
             5_000
+        } else if long {
+            c.pick(&[300, 257, 512, 600])
         } else {
             c.pick(&[4, 1, 2, 3, 5, 7, 8, 12, 16, 17, 24, 33, 40, 64, 96])
         };
+        let leading = if long { vec![1] } else { leading };
+        let batch: usize = leading.iter().product();
         // Queries past the last key that see themselves alone, and padding is hidden.
         let starved = !huge && c.chance(5);
         let causal = c.chance(45);
@@ -150,7 +155,11 @@ impl Case {
 
         // Length, so that the oracle stays affordable.
         let most = (400 / batch.isqrt().max(1)).max(window);
-        let windows = if huge { 1 } else { 1 + c.below((most / window).clamp(1, 8)) };
+        let windows = match (huge, long) {
+            (true, _) => 1,
+            (_, true) => 1 + c.below(4),
+            _ => 1 + c.below((most / window).clamp(1, 8)),
+        };
         let mut seq_len = if huge { 1 + c.below(40) } else { windows * window };
         if config.autopad && !huge {
             seq_len -= c.below(window);
@@ -178,9 +187,10 @@ impl Case {
         if batch != 1 && c.chance(40) {
             shape = shape.with_kv_leading(vec![1; leading.len()]);
         }
-        if c.chance(35) {
+        if long || c.chance(35) {
             let start = c.below(seq_len);
-            shape = shape.with_query(start..start + 1 + c.below(seq_len - start));
+            let most = if long { 40 } else { seq_len };
+            shape = shape.with_query(start..start + 1 + c.below((seq_len - start).min(most)));
         }
         if c.chance(60) {
             shape = shape.with_lse();
@@ -250,6 +260,21 @@ impl Case {
                     k[at * head_dim..][..head_dim].fill(f32::NAN);
                     v[at * shape.value_dim..][..shape.value_dim].fill(f32::INFINITY);
                 }
+            }
+        }
+        // A bias where nobody looks may be anything too.
+        if padded == effective
+            && let Some(b) = shape.bias.filter(|b| b.slots > 1 && b.slots == slots)
+        {
+            let open = |slot: usize| {
+                let position = slot.checked_sub(look_backward as usize * effective);
+                let lets = |u| {
+                    shape.mask.is_none_or(|m| (0..m.rows).any(|r| u < m.len && mask[r * m.len + u]))
+                };
+                position.is_some_and(|u| u < padded && lets(u))
+            };
+            for (i, x) in bias.iter_mut().enumerate().filter(|(i, _)| !open(i % b.slots)) {
+                *x = if i % 2 == 0 { f32::NAN } else { f32::INFINITY };
             }
         }
         Self {

@@ -11,6 +11,16 @@ use std::fmt;
 use crate::RunError;
 
 /// An instruction set the CPU engine has kernels for.
+///
+/// ```
+/// use local_attention::cpu::{Cpu, Isa};
+///
+/// // The best one is taken unless another is asked for.
+/// assert_eq!(Cpu::new().isa(), Isa::available()[0]);
+/// let portable = Cpu::new().with_isa(Isa::Portable)?;
+/// assert_eq!(portable.isa().to_string(), "portable");
+/// # Ok::<(), local_attention::RunError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
@@ -52,25 +62,39 @@ impl Isa {
         }
     }
 
-    /// An error unless this machine has it.
-    pub(super) fn check(self) -> Result<Self, RunError> {
+    /// Leave to use it, or an error where this machine does not have it.
+    pub(super) fn check(self) -> Result<Available, RunError> {
         if self.is_available() {
-            return Ok(self);
+            return Ok(Available(self));
         }
         let names: Vec<_> = Self::available().into_iter().map(Self::name).collect();
         Err(RunError::Isa { isa: self.name(), available: names.join(", ") })
     }
+}
 
-    /// Runs an operation compiled for this instruction set, which must be available.
+/// An instruction set that this machine was asked for and has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Available(Isa);
+
+impl Available {
+    /// The best one.
+    pub(super) fn best() -> Self {
+        Self(Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable))
+    }
+
+    pub(super) fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs an operation compiled for this instruction set.
     pub(super) fn run<O: Op>(self, op: O) -> O::Output {
-        match self {
-            // SAFETY: an `Isa` other than `Portable` reaches the engine only through `available`
-            // or `check`, which ask the processor for these features.
+        match self.0 {
+            // SAFETY: this value was made only after the processor was asked for these features.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512::run(op) },
+            Isa::Avx512 => unsafe { avx512::run(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2::run(op) },
+            Isa::Avx2 => unsafe { avx2::run(op) },
             _ => op.run::<portable::Portable, 4>(),
         }
     }
@@ -164,7 +188,7 @@ mod tests {
         let from: Vec<f32> = (0..16 * 20).map(|i| i as f32).collect();
         for isa in Isa::available() {
             let mut to = vec![-1.0; 16 * 18];
-            let lanes = isa.run(Transposed(&from, &mut to));
+            let lanes = isa.check().unwrap().run(Transposed(&from, &mut to));
             for i in 0..16 {
                 for j in 0..18 {
                     let inside = i < lanes && j < lanes;
@@ -182,7 +206,7 @@ mod tests {
         x.resize(x.len().next_multiple_of(16), 0.0);
         for isa in Isa::available() {
             let mut y = vec![0.0; x.len()];
-            isa.run(Exponentials(&x, &mut y));
+            isa.check().unwrap().run(Exponentials(&x, &mut y));
             for (&x, &y) in x.iter().zip(&y) {
                 if x.is_nan() {
                     assert!(y.is_nan(), "{isa}: 2^NaN = {y}");
