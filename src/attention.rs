@@ -89,6 +89,16 @@ impl LocalAttention {
 /// A call that has been checked: who sees whom, and the shapes of every tensor. Needs no device.
 ///
 /// Make it once for a shape and use it for every call of that shape: it keeps the rotary tables.
+///
+/// ```
+/// use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
+///
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(128).causal(true).dim(64))?;
+/// let problem = attention.problem(&AttentionShape::new([2, 8], 1024, 64))?;
+/// assert_eq!(problem.batch(), 16);
+/// assert_eq!(problem.geometry().visible_range(300), 128..301);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Problem {
     pub(crate) shape: AttentionShape,

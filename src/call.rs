@@ -10,6 +10,16 @@ use crate::{Element, HostTensor};
 ///   row `b` of `B` reads mask row `b / (B / rows)`
 /// * `attn_bias: [rows, 1 or W, 1 or J]`, added to the logits; packed batch row `b` reads bias row
 ///   `b % rows`
+///
+/// ```
+/// use local_attention::{AttentionShape, HostInputs, HostTensor};
+///
+/// let x = HostTensor::new(vec![0.5_f32; 2 * 6 * 4], [2, 6, 4])?;
+/// let mask = HostTensor::new(vec![true; 2 * 6], [2, 6])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x).with_mask(mask);
+/// assert_eq!(AttentionShape::from_inputs(&inputs)?.mask.map(|m| m.len), Some(6));
+/// # Ok::<(), local_attention::ShapeError>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HostInputs<'a, T: Clone> {
@@ -78,6 +88,22 @@ impl<'a, T: Clone> HostInputs<'a, T> {
 }
 
 /// The result of a forward call.
+///
+/// ```
+/// use local_attention::cpu::Cpu;
+/// use local_attention::{
+///     AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+/// };
+///
+/// let x = HostTensor::new(vec![0.5_f32; 6 * 4], [6, 4])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+/// let shape = AttentionShape::from_inputs(&inputs)?.with_lse();
+/// let problem = LocalAttention::new(LocalAttentionConfig::new(3))?.problem(&shape)?;
+/// let forward = Cpu::new().forward(&problem, &inputs, &Call::default())?;
+/// assert_eq!(forward.shape, [6, 4]);
+/// assert_eq!(forward.lse.map(|lse| lse.len()), Some(6));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Forward<T: Element> {
@@ -92,6 +118,23 @@ pub struct Forward<T: Element> {
 }
 
 /// Attention weights of a range of queries, before dropout.
+///
+/// ```
+/// use local_attention::cpu::Cpu;
+/// use local_attention::{
+///     AttentionShape, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+/// };
+///
+/// let x = HostTensor::new(vec![0.5_f32; 6 * 4], [6, 4])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(2).causal(true))?;
+/// let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?)?;
+/// // Query 4 sees keys 2, 3 and itself; the last slot of its window lies after it.
+/// let weights = Cpu::new().weights(&problem, &inputs, 4..5)?;
+/// assert_eq!(weights.keys, [Some(2), Some(3), Some(4), Some(5)]);
+/// assert!((weights.weights[0] - 1.0 / 3.0).abs() < 1e-6 && weights.weights[3] == 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Weights<T: Element> {

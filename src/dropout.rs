@@ -4,6 +4,14 @@
 ///
 /// Whether a weight is kept depends on the seed, the offset and the weight's own index (packed
 /// batch row, query, slot) alone: not on the engine, the number of threads or how work is split.
+///
+/// ```
+/// use local_attention::{Call, Dropout};
+///
+/// let (step, layer) = (1000, 3);
+/// let call = Call::with_dropout(Dropout { seed: step, offset: layer });
+/// assert_eq!(call.dropout.map(|d| d.offset), Some(3));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dropout {
     /// The random key: one a training step, say.

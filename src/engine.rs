@@ -25,8 +25,12 @@ use crate::{Call, Element, Forward, HostInputs, Problem, RunError, Weights};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Engine<T: Element> {
-    /// `softmax(q k^T * scale + bias, over what each query sees) v`, of shape
-    /// [`Problem::out_shape`].
+    /// `out = drop(softmax(rot(q) rot(k)^T * scale + bias)) v`, the softmax over what each query
+    /// sees, `rot` the identity without rotary embeddings and `drop` without a dropout seed.
+    ///
+    /// `q: [.., query, d]`, `k: [.., key_len, d]`, `v: [.., key_len, dv]`, and as
+    /// [`HostInputs`](crate::HostInputs) says mask and bias; `out` has [`Problem::out_shape`],
+    /// `[.., query, dv]`. The formula is that of the PyTorch module `LocalAttention` in its order.
     ///
     /// # Errors
     /// Tensors that are not what the problem describes, or memory that cannot be had.

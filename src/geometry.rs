@@ -43,6 +43,18 @@ struct Reach {
 }
 
 /// How a block of keys relates to a block of queries.
+///
+/// ```
+/// use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, TileKind};
+///
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(4).causal(true))?;
+/// let problem = attention.problem(&AttentionShape::new([1], 16, 8))?;
+/// let geometry = problem.geometry();
+/// assert_eq!(geometry.tile_kind(8..12, 0..4), TileKind::Outside);
+/// assert_eq!(geometry.tile_kind(8..12, 4..8), TileKind::Inside);
+/// assert_eq!(geometry.tile_kind(8..12, 8..12), TileKind::Edge);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TileKind {
     /// No query sees any of the keys.

@@ -64,3 +64,16 @@ pub use tensor::HostTensor;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Problems and engines go wherever the caller's threads go.
+const _: () = {
+    const fn threads<T: Send + Sync>() {}
+    threads::<LocalAttention>();
+    threads::<Problem>();
+    threads::<cpu::Cpu>();
+    threads::<Reference<f32>>();
+    threads::<HostInputs<'static, f32>>();
+    threads::<Forward<half::f16>>();
+    threads::<Weights<f64>>();
+    threads::<RunError>();
+};

@@ -11,6 +11,12 @@ mod sealed {
 }
 
 /// A type that logits, softmax and sums can be computed in: `f32` or `f64`.
+///
+/// ```
+/// use local_attention::Scalar;
+///
+/// assert_eq!(f32::of(0.1).wide(), f64::from(0.1_f32));
+/// ```
 pub trait Scalar:
     sealed::Sealed
     + num_traits::Float
@@ -47,6 +53,14 @@ impl Scalar for f64 {
 }
 
 /// A type that tensors are stored in: `f16`, `f32` or `f64`.
+///
+/// ```
+/// use local_attention::Element;
+///
+/// // f16 is computed in f32.
+/// let x = half::f16::store(0.1_f32);
+/// assert_eq!(x.load(), half::f16::from_f32(0.1).to_f32());
+/// ```
 pub trait Element:
     sealed::Sealed + Copy + Default + std::fmt::Debug + Send + Sync + 'static
 {

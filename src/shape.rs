@@ -9,9 +9,18 @@ pub(crate) use check::saturating_product;
 use crate::{HostInputs, ShapeError};
 
 /// The largest position, length and number of slots: every engine counts positions in 32 bits.
+/// Longer sequences are a [`ShapeError::TooLarge`](crate::ShapeError::TooLarge).
 pub const MAX_POSITIONS: usize = i32::MAX as usize;
 
 /// Shape of a key mask: `[rows, len]`.
+///
+/// ```
+/// use local_attention::AttentionShape;
+///
+/// // [batch 2, heads 8]: one mask a sequence serves its 8 heads.
+/// let shape = AttentionShape::new([2, 8], 1024, 64).with_mask(2, 1024);
+/// assert_eq!(shape.mask.map(|m| m.rows), Some(2));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MaskShape {
     /// Rows; must divide the packed batch. Packed batch row `b` of `B` reads row `b / (B / rows)`.
@@ -21,6 +30,15 @@ pub struct MaskShape {
 }
 
 /// Shape of a bias: `[rows, queries, slots]`.
+///
+/// ```
+/// use local_attention::AttentionShape;
+///
+/// // [batch 2, heads 8], window 128, looking one window back: a bias for each head, of every
+/// // query of a window on every slot it gathers.
+/// let shape = AttentionShape::new([2, 8], 1024, 64).with_bias(8, 128, 256);
+/// assert_eq!(shape.bias.map(|b| b.slots), Some(256));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BiasShape {
     /// Rows; must divide the packed batch. Packed batch row `b` reads row `b % rows`.

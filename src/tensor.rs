@@ -83,6 +83,11 @@ impl<'a, T: Clone> HostTensor<'a, T> {
         self.shape.contains(&0)
     }
 
+    /// Whether the data is the caller's own, not a copy.
+    pub fn borrows(&self) -> bool {
+        matches!(self.data, Cow::Borrowed(_))
+    }
+
     /// The elements in row-major order, copied one by one. With strides of 0 there may be more of
     /// them than memory holds: collect what you know.
     pub fn iter(&self) -> impl Iterator<Item = T> {

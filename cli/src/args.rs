@@ -1,13 +1,11 @@
 //! Arguments, and what each subcommand is called with.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use local_attention::ReferenceQuirks;
 
-use crate::backend::Backend;
 use crate::console::{Console, complain, ended};
 use crate::error::BadInput;
 use crate::{bench, check, demo, info, pattern, run};
@@ -55,23 +53,6 @@ pub struct CaseArgs {
     /// tail_aligned_rotary, visible_autopad_keys, uniform_masked_rows.
     #[arg(long, default_value = "all", value_parser = parse_quirks)]
     pub quirks: ReferenceQuirks,
-}
-
-/// What is computed, where it goes, and by which engine.
-#[derive(Debug, Args)]
-pub struct RunTarget {
-    /// The case: a safetensors file with q, k, v and its configuration.
-    #[arg(value_name = "IN.safetensors")]
-    pub input: PathBuf,
-    /// Where the result goes; appears whole or not at all.
-    #[arg(short, long = "output", value_name = "OUT.safetensors")]
-    pub output: PathBuf,
-    /// Engine.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub backend: Backend,
-    /// Adapter of the GPU engine.
-    #[arg(long, value_name = "NAME")]
-    pub adapter: Option<String>,
 }
 
 fn parse_quirks(text: &str) -> Result<ReferenceQuirks, String> {

@@ -15,6 +15,9 @@ use crate::console::{Console, complain, plain};
 use crate::error::BadInput;
 use crate::run::load;
 
+/// Largest error allowed by default, times [`magnitude`].
+pub const TOLERANCE: f64 = 1e-5;
+
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// Case files, or folders of them.
@@ -24,7 +27,7 @@ pub struct CheckArgs {
     #[arg(long, default_value = "auto", value_parser = parse_backends)]
     backend: Backends,
     /// Largest error allowed, times max(1, largest |out|).
-    #[arg(long, default_value_t = 1e-5, value_parser = parse_tolerance)]
+    #[arg(long, default_value_t = TOLERANCE, value_parser = parse_tolerance)]
     tolerance: f64,
     #[command(flatten)]
     case: CaseArgs,
@@ -76,7 +79,7 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     let mut tally = Tally::default();
     let mut unusable = None;
     for file in &files {
-        let name = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = case_name(file, &args.path);
         bar.set_message(name.clone());
         // A file that is no case is said, and the others are checked all the same.
         if let Err(error) = check_file(file, &name, args, console, &bar, &mut tally)
@@ -107,6 +110,15 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         Some(error) => Err(error),
         None => Ok(tally.failed == 0),
     }
+}
+
+/// A case's path as given, or below the folder given: no two are the same unless given twice.
+fn case_name(file: &Path, given: &[PathBuf]) -> String {
+    let below = match given {
+        [folder] => file.strip_prefix(folder).ok().filter(|p| !p.as_os_str().is_empty()),
+        _ => None,
+    };
+    below.unwrap_or(file).with_extension("").display().to_string()
 }
 
 /// Counts over all cases.
@@ -187,10 +199,7 @@ fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, Bad
     })?;
     let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
     let got = engine.compute(case, &attention, &Call::default(), case.dtype())?;
-    let expected_wide = f64::of(&expected.data);
-    let finite = expected_wide.iter().map(|x| x.abs()).filter(|x| x.is_finite());
-    let largest = finite.fold(1.0_f64, f64::max);
-    let mut allowed = args.tolerance * largest;
+    let mut allowed = args.tolerance * magnitude(expected);
     let mut budget = "tolerance";
     if case.dtype() == Dtype::F16 {
         let (problem, inputs) = case.prepare::<f16>(&attention)?;
@@ -205,6 +214,12 @@ fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, Bad
     };
     let passed = error.is_finite() && error <= allowed;
     Ok(Verdict { error, allowed, passed, budget, reason })
+}
+
+/// What a tolerance is multiplied by: the largest finite |x|, 1 at least.
+pub fn magnitude(expected: &Array) -> f64 {
+    let wide = f64::of(&expected.data);
+    wide.iter().map(|x| x.abs()).filter(|x| x.is_finite()).fold(1.0, f64::max)
 }
 
 /// The largest absolute difference; infinite for another shape or where a NaN is.

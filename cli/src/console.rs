@@ -10,27 +10,42 @@ static ENDED: Mutex<Option<ErrorKind>> = Mutex::new(None);
 #[derive(Debug, Clone, Copy)]
 pub struct Console {
     json: bool,
+    /// Lines go to standard error: standard output is the file that is written.
+    beside: bool,
 }
 
 impl Console {
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, beside: false }
     }
 
     pub fn json(&self) -> bool {
         self.json
     }
 
+    /// The same with every line on standard error.
+    pub fn beside_output(self) -> Self {
+        Self { beside: true, ..self }
+    }
+
     /// A line for people; not printed with `--json`.
     pub fn say(&self, line: impl AsRef<str>) {
         if !self.json {
-            print(line.as_ref());
+            self.print(line.as_ref());
         }
     }
 
     /// A result: the object with `--json`, else the line.
     pub fn result(&self, object: &serde_json::Value, line: impl AsRef<str>) {
-        if self.json { print(&object.to_string()) } else { print(line.as_ref()) }
+        if self.json { self.print(&object.to_string()) } else { self.print(line.as_ref()) }
+    }
+
+    fn print(&self, line: &str) {
+        if self.beside {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        } else {
+            print(line);
+        }
     }
 
     /// A remark beside the results: on standard error with `--json`, else among the lines.

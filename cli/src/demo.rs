@@ -10,8 +10,8 @@ use local_attention::{
 use serde_json::json;
 
 use crate::backend::Backend;
-use crate::case::{Case, Dtype, Want};
-use crate::check::largest_error;
+use crate::case::{Case, Dtype};
+use crate::check::{TOLERANCE, largest_error, magnitude};
 use crate::console::Console;
 use crate::error::BadInput;
 
@@ -42,11 +42,10 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
         let attention = LocalAttention::new(case.config.clone())?;
         let got = chosen.compute(&case, &attention, &Call::default(), Dtype::F32)?;
         let expected = &case.expected["out"];
-        let largest = f64::of(&expected.data).iter().fold(1.0_f64, |m, x| m.max(x.abs()));
-        let error = largest_error(&got, expected) / largest;
+        let error = largest_error(&got, expected) / magnitude(expected);
         worst = worst.max(error);
-        passed &= error <= 1e-5;
-        if error > 1e-5 {
+        passed &= error <= TOLERANCE;
+        if error > TOLERANCE {
             console.say(format!("check    FAILED: {name}, error {error:.1e}"));
         }
     }
@@ -55,7 +54,11 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
         format!(
             "check    {} cases of the PyTorch module: {}, largest error {worst:.1e}",
             GOLDENS.len(),
-            if passed { "all within 1e-5" } else { "NOT all within 1e-5" },
+            if passed {
+                format!("all within {TOLERANCE:e}")
+            } else {
+                format!("NOT all within {TOLERANCE:e}")
+            },
         ),
     );
     console.say(format!("speed    forward, b=1 h={HEADS} d={HEAD_DIM}, causal, rotary, f32"));

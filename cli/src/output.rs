@@ -11,6 +11,9 @@ use crate::error::BadInput;
 /// The file that a path means: links followed, folders and links to nothing refused.
 fn target(given: &Path) -> Result<PathBuf, BadInput> {
     let refuse = |why: &str| Err(BadInput::file(given, format!("cannot be written: {why}")));
+    if is_special(given) {
+        return Ok(given.to_owned());
+    }
     match given.canonicalize() {
         Ok(path) if path.is_dir() => refuse("it is a folder"),
         Ok(path) => Ok(path),
@@ -46,7 +49,22 @@ fn beside(path: &Path, given: &Path) -> Result<NamedTempFile, BadInput> {
 
 /// Whether a path exists and is no regular file: a device or a pipe.
 fn is_special(path: &Path) -> bool {
-    path.metadata().is_ok_and(|m| !m.is_file())
+    path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir())
+}
+
+/// Whether a path is where standard output goes.
+pub fn is_standard_output(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |p: &Path| p.metadata().map(|m| (m.dev(), m.ino())).ok();
+        id(path).is_some_and(|it| id(Path::new("/dev/stdout")) == Some(it))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 /// An error where [`write_whole`] could not even begin: asked before long work.

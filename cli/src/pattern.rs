@@ -39,6 +39,9 @@ pub struct PatternArgs {
     /// Pad the sequence to whole windows.
     #[arg(long)]
     autopad: bool,
+    /// The call's own window_size, as xpos permits it.
+    #[arg(long, value_name = "WINDOW", allow_negative_numbers = true)]
+    override_window: Option<i64>,
     /// Number of keys, where it is not n.
     #[arg(long)]
     keys: Option<usize>,
@@ -56,10 +59,12 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
         .causal(args.causal)
         .look_backward(args.look_backward)
         .exact_windowsize(args.exact)
-        .autopad(args.autopad);
+        .autopad(args.autopad)
+        .use_xpos(args.override_window.is_some());
     config.look_forward = args.look_forward;
     let attention = LocalAttention::new(config)?.with_quirks(args.case.quirks);
-    let shape = AttentionShape::new([1], args.n, 1).with_key_len(args.keys.unwrap_or(args.n));
+    let mut shape = AttentionShape::new([1], args.n, 1).with_key_len(args.keys.unwrap_or(args.n));
+    shape.window = args.override_window;
     let problem = attention.problem(&shape)?;
     let geometry = problem.geometry();
     let longest = geometry.padded_len();
@@ -98,7 +103,8 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
         )));
     }
     console.say(geometry.pattern_text(0..geometry.seq_len()).trim_end());
-    let zeros = if geometry.padded_len() > geometry.key_len() {
+    let sees_zeros = |t| geometry.visible_range(t).end > geometry.key_len();
+    let zeros = if (0..geometry.seq_len()).any(sees_zeros) {
         ", o a zero of autopad that is seen"
     } else {
         ""

@@ -1,22 +1,34 @@
 //! `run`: one case file in, its result out.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use local_attention::{Call, LocalAttention, Problem, ReferenceQuirks};
 use serde_json::json;
 
-use crate::args::{CaseArgs, JsonArg, RunTarget};
+use crate::args::{CaseArgs, JsonArg};
 use crate::backend::{Backend, NO_GPU};
 use crate::case::{Case, CaseError, Dtype, Replace};
 use crate::console::{Console, plain};
 use crate::error::BadInput;
-use crate::output::{check_writable, write_tensors};
+use crate::output::{check_writable, is_standard_output, write_tensors};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    #[command(flatten)]
-    target: RunTarget,
+    /// The case: a safetensors file with q, k, v and its configuration.
+    #[arg(value_name = "IN.safetensors")]
+    input: PathBuf,
+    /// Where the result goes; appears whole or not at all.
+    #[arg(short, long = "output", value_name = "OUT.safetensors")]
+    output: PathBuf,
+    /// Engine.
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Backend,
+    /// Adapter of the GPU engine.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
     #[command(flatten)]
     pub json: JsonArg,
     #[command(flatten)]
@@ -45,28 +57,30 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         config: args.config.as_deref().map(json_or_file).transpose()?,
         forward: args.forward.as_deref().map(json_or_file).transpose()?,
     };
-    let case = load(&args.target.input, &replace)?;
+    let case = load(&args.input, &replace)?;
     let dtype = case.dtype();
-    let gpu = matches!(args.target.backend, Backend::Auto | Backend::Gpu);
-    if let Some(name) = args.target.adapter.as_ref().filter(|_| gpu) {
+    let gpu = matches!(args.backend, Backend::Auto | Backend::Gpu);
+    if let Some(name) = args.adapter.as_ref().filter(|_| gpu) {
         return Err(BadInput::Usage(format!("--adapter {name}: {NO_GPU}")));
     }
-    let (chosen, why) = args.target.backend.choose(dtype)?;
+    let (chosen, why) = args.backend.choose(dtype)?;
     let out_dtype = match args.out_dtype {
         Some(OutDtype::F32) => Dtype::F32,
         None => dtype,
     };
-    let in_file = |e: BadInput| BadInput::file(&args.target.input, e);
+    let in_file = |e: BadInput| BadInput::file(&args.input, e);
     let attention = LocalAttention::new(case.config.clone())
         .map_err(|e| in_file(e.into()))?
         .with_quirks(args.case.quirks);
     let call = args.seed.map_or_else(Call::default, Call::with_seed);
     let problem = case.problem(&attention).map_err(|e| in_file(e.into()))?;
-    let (input, output) = (&args.target.input, &args.target.output);
+    let (input, output) = (&args.input, &args.output);
     if output.canonicalize().is_ok_and(|o| input.canonicalize().is_ok_and(|i| i == o)) {
         return Err(BadInput::file(output, "cannot be written: it is the case itself"));
     }
     check_writable(output)?;
+    // What is said must not land in what is written.
+    let console = if is_standard_output(output) { console.beside_output() } else { console };
 
     console.say(format!("backend   {} ({why})", chosen.describe()));
     for line in describe(&case, &attention, &problem, &call) {
@@ -79,9 +93,16 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     if case.expected.contains_key("dout") {
         console.note("note      gradients were not computed: this build has no backward pass");
     }
-    let out = chosen.compute(&case, &attention, &call, out_dtype).map_err(in_file)?;
-    write_tensors(&args.target.output, &[("out", &out)])?;
-    let path = args.target.output.display().to_string();
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} computing, {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let out = chosen.compute(&case, &attention, &call, out_dtype).map_err(in_file);
+    bar.finish_and_clear();
+    let out = out?;
+    write_tensors(&args.output, &[("out", &out)])?;
+    let path = args.output.display().to_string();
     console.result(
         &json!({
             "output": path,

@@ -159,7 +159,7 @@ fn configurations() {
         ("{}", "window_size"),
         ("{", "config is not valid"),
         (r#"{"window_size": 2, "banana": 1}"#, "banana"),
-        (r#"{"window_size": "2"}"#, "config is not valid"),
+        (r#"{"window_size": "2"}"#, "config is not valid: window_size: invalid type"),
         (r#"{"window_size": 2.0}"#, "config is not valid"),
         (r#" {"window_size": 2, }"#, "--config is not valid"),
         (r#"{"window_size": null}"#, "config is not valid"),

@@ -297,3 +297,48 @@ fn f16_cases_use_their_own_budget() {
     assert_eq!(out.status, 0, "{}{}", out.stdout, out.stderr);
     assert_eq!(out.stdout.matches("(f16 budget)").count(), 3, "{}", out.stdout);
 }
+
+/// What is written to standard output is the file alone.
+#[cfg(unix)]
+#[test]
+fn run_to_standard_output() {
+    use std::process::Command;
+    let folder = Folder::new();
+    let case = folder.write("case.safetensors", &qkv(), &metadata(r#"{"window_size": 2}"#));
+    let to = folder.path("out.safetensors");
+    assert_eq!(run(&["run", &case, "-o", &to]).status, 0);
+    let out = Command::new(env!("CARGO_BIN_EXE_local-attention"))
+        .args(["run", &case, "-o", "/dev/stdout"])
+        .output()
+        .unwrap();
+    assert!(out.status.success());
+    assert_eq!(out.stdout, std::fs::read(&to).unwrap());
+    assert!(String::from_utf8(out.stderr).unwrap().contains("windows   2 of 2"));
+}
+
+#[test]
+fn check_tells_cases_of_one_name_apart() {
+    let folder = Folder::new();
+    for name in ["a", "b"] {
+        std::fs::create_dir(folder.path(name)).unwrap();
+        let case = [&qkv()[..], &[tensor("out", &[1, 4, 2], &[9.0; 8])]].concat();
+        folder.write(
+            &format!("{name}/same.safetensors"),
+            &case,
+            &metadata(r#"{"window_size": 2}"#),
+        );
+    }
+    let out = run(&["check", &folder.path("."), "--json"]);
+    assert_eq!(out.status, 1, "{}", out.stderr);
+    let names: Vec<_> = objects(&out.stdout).iter().map(|o| o["case"].clone()).collect();
+    assert_eq!(names, ["a/same", "b/same"]);
+}
+
+#[test]
+fn pattern_of_an_overridden_window() {
+    let out = run(&["pattern", "--window", "4", "--override-window", "2", "--n", "4", "--causal"]);
+    assert!(out.stdout.starts_with("query 0  #. ..\n"), "{}{}", out.stdout, out.stderr);
+    // A causal query sees no zero of autopad: the legend does not explain what is not there.
+    let out = run(&["pattern", "--window", "4", "--n", "3", "--causal", "--autopad"]);
+    assert!(!out.stdout.contains("autopad"), "{}", out.stdout);
+}

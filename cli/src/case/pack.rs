@@ -73,7 +73,7 @@ impl Case {
             })?;
         }
         let len = *k_len.max(v_len);
-        let batch = k_leading.iter().product::<usize>().max(v_leading.iter().product());
+        let batch = rows(k_leading).max(rows(v_leading));
         // A batch of 0 beside a batch of 1: nothing is computed.
         let batch = if leading.contains(&0) { 0 } else { batch };
         Ok(Some((widen(&self.k, batch, len)?, widen(&self.v, batch, len)?)))
@@ -82,6 +82,11 @@ impl Case {
 
 fn tensor<T: Want>(array: &Array) -> Result<HostTensor<'_, T>, ShapeError> {
     HostTensor::new(T::of(&array.data), array.shape.clone())
+}
+
+/// The packed batch: 0 where one dimension is, however large the others.
+fn rows(leading: &[usize]) -> usize {
+    if leading.contains(&0) { 0 } else { leading.iter().product() }
 }
 
 /// `[batch, len, features]`: zeros appended to every row, a single row repeated.
@@ -93,7 +98,7 @@ fn widen<T: Want>(
     let [leading @ .., own_len, features] = &array.shape[..] else {
         return tensor(array);
     };
-    let rows = leading.iter().product::<usize>();
+    let rows = rows(leading);
     let stored = T::of(&array.data);
     let data: Cow<'_, [T]> = if *own_len == len {
         stored
@@ -119,6 +124,7 @@ fn widen<T: Want>(
         }
         padded.into()
     };
-    let row_stride = if rows == 1 { 0 } else { (len * features) as isize };
+    // Wraps only where there is no element to reach.
+    let row_stride = if rows == 1 { 0 } else { len.wrapping_mul(*features) as isize };
     HostTensor::strided(data, 0, [batch, len, *features], [row_stride, *features as isize, 1])
 }

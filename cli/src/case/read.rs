@@ -188,7 +188,16 @@ fn parse<T: for<'de> Deserialize<'de>>(what: &'static str, json: &str) -> Result
     if !json.trim_start().starts_with('{') {
         return Err(fail("it must be a JSON object (json.dumps of a dict)".to_owned()));
     }
-    serde_json::from_str(json).map_err(|e| fail(e.to_string()))
+    let mut from = serde_json::Deserializer::from_str(json);
+    let value = serde_path_to_error::deserialize(&mut from).map_err(|e| {
+        // The field at fault, where there is one: "." is the object itself.
+        match e.path().to_string().as_str() {
+            "." => fail(e.inner().to_string()),
+            path => fail(format!("{path}: {}", e.inner())),
+        }
+    })?;
+    from.end().map_err(|e| fail(e.to_string()))?;
+    Ok(value)
 }
 
 fn wrong_dtype(tensor: &str, got: impl ToString, allowed: &'static str) -> CaseError {
