@@ -4,7 +4,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 
 use std::fmt;
 
@@ -28,19 +32,27 @@ pub enum Isa {
     Avx512,
     /// AVX2 and FMA: 8 lanes, tiles of 6 queries by 16 keys.
     Avx2,
+    /// NEON, of 64-bit ARM: 4 lanes, tiles of 8 queries by 8 keys.
+    Neon,
+    /// WebAssembly's 128-bit SIMD: 4 lanes, tiles of 6 queries by 8 keys. There only in builds with
+    /// the target feature `simd128`.
+    Simd128,
     /// Whatever the compiler makes of plain arrays: 8 lanes, tiles of 4 queries by 16 keys.
     Portable,
 }
 
 impl Isa {
     /// Every instruction set, best first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 5] =
+        [Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128, Self::Portable];
 
-    /// Its name: `avx512`, `avx2` or `portable`.
+    /// Its name: `avx512`, `avx2`, `neon`, `simd128` or `portable`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
+            Self::Simd128 => "simd128",
             Self::Portable => "portable",
         }
     }
@@ -56,9 +68,13 @@ impl Isa {
             Self::Avx512 => is_x86_feature_detected!("avx512f") && Self::Avx2.is_available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 | Self::Avx2 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Self::Simd128 => true,
             Self::Portable => true,
+            // Of another machine.
+            _ => false,
         }
     }
 
@@ -95,6 +111,11 @@ impl Available {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::run(op) },
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => simd128::run(op),
             _ => op.run::<portable::Portable, 4>(),
         }
     }
