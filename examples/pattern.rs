@@ -11,11 +11,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let problem = LocalAttention::new(config)?.problem(&AttentionShape::new([1], 30, 16))?;
     let geometry = problem.geometry();
 
-    print!("{}", geometry.pattern_text(0..geometry.seq_len()));
+    print!("{}", geometry.pattern_text(0..geometry.seq_len())?);
     for query in [0, 12, 29] {
         println!("query {query} sees keys {:?}", geometry.visible_range(query));
     }
-    std::fs::write(&path, geometry.pattern_svg())?;
+    std::fs::write(&path, geometry.pattern_svg()?)?;
     println!("wrote {}", path.display());
     Ok(())
 }

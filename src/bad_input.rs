@@ -42,6 +42,8 @@ fn assert_rows<E: std::fmt::Display + std::fmt::Debug>(
         let text = error.to_string();
         assert_eq!(variant(&error), expected, "{text}");
         assert!(text.contains(argument), "'{text}' does not name {argument}");
+        // "mask has" stands in "input_mask has" too.
+        assert!(!argument.starts_with("mask") || text.starts_with(argument), "'{text}'");
         assert!(!text.contains('\n'), "'{text}' has several lines");
         seen.insert(expected);
     }

@@ -38,7 +38,7 @@ impl<'a, T: Clone> BiasRow<'a, T> {
 
     /// Whether slots may differ.
     pub(crate) fn varies(&self) -> bool {
-        self.shape.slots > 1
+        self.shape.slots > 1 && self.rows.column_stride() != 0
     }
 }
 

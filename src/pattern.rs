@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use crate::WindowGeometry;
+use crate::engine::reserve;
+use crate::{RunError, WindowGeometry};
 
 impl WindowGeometry {
     /// The pattern as text, a line a query and a column a key: `#` seen, `o` a zero of autopad that
@@ -14,7 +15,7 @@ impl WindowGeometry {
     ///
     /// let attention = LocalAttention::new(LocalAttentionConfig::new(2).causal(true))?;
     /// let problem = attention.problem(&AttentionShape::new([1], 6, 8))?;
-    /// assert_eq!(problem.geometry().pattern_text(0..6), "\
+    /// assert_eq!(problem.geometry().pattern_text(0..6)?, "\
     /// query 0  #. .. ..
     /// query 1  ## .. ..
     /// query 2  ## #. ..
@@ -24,11 +25,15 @@ impl WindowGeometry {
     /// ");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn pattern_text(&self, queries: Range<usize>) -> String {
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`]: a character for each query and key, padding included.
+    pub fn pattern_text(&self, queries: Range<usize>) -> Result<String, RunError> {
         let last = self.seq_len().saturating_sub(1);
         let width = last.to_string().len();
-        let mut text = String::new();
-        for query in queries.start..queries.end.min(self.seq_len()) {
+        let rows = queries.start..queries.end.min(self.seq_len());
+        let mut text = reserve_text(&[rows.len(), 2 * self.padded_len() + width + 9])?;
+        for query in rows {
             let _ = write!(text, "query {query:>width$} ");
             let visible = self.visible_range(query);
             for key in 0..self.padded_len() {
@@ -43,18 +48,24 @@ impl WindowGeometry {
             }
             text.push('\n');
         }
-        text
+        Ok(text)
     }
 
     /// The pattern as an SVG picture: queries down, keys across, one bar a query, windows ruled.
-    pub fn pattern_svg(&self) -> String {
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`]: about 200 bytes for each query.
+    pub fn pattern_svg(&self) -> Result<String, RunError> {
         const MARGIN: f64 = 48.0;
         let columns = self.padded_len() as f64;
         let rows = self.seq_len() as f64;
         let cell = (640.0 / columns).clamp(0.05, 24.0);
         let (across, down) = (columns * cell, rows * cell);
         let (width, height) = (across + MARGIN + 16.0, down + MARGIN + 40.0);
-        let mut svg = format!(
+        // Rules and labels are thinned out: there are fewer of them than a thousand.
+        let mut svg = reserve_text(&[self.seq_len() + 1000, 200])?;
+        let _ = write!(
+            svg,
             r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" font-family="system-ui, sans-serif" font-size="12">
 <title>Which keys each query sees</title>
 <rect width="100%" height="100%" fill="#ffffff"/>
@@ -124,8 +135,15 @@ impl WindowGeometry {
             x += 36.0 + 6.3 * name.len() as f64;
         }
         svg.push_str("</g>\n</svg>\n");
-        svg
+        Ok(svg)
     }
+}
+
+/// An empty text with room for this many bytes.
+fn reserve_text(bytes: &[usize]) -> Result<String, RunError> {
+    let (room, _) = reserve("the pattern", bytes)?;
+    // Empty, so valid UTF-8.
+    Ok(String::from_utf8(room).unwrap_or_default())
 }
 
 /// The keys of one query.

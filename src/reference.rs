@@ -216,9 +216,13 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
         let cuts = [visible.start, visible.end, t, t + 1, mask_len];
         let mut u = geometry.key_len().max(gathered.start);
         while u < gathered.end {
-            let alike = !(bias_varies && visible.contains(&u)) && u >= mask_len;
             let cut = cuts.into_iter().filter(|&c| c > u).min().unwrap_or(usize::MAX);
-            let end = if alike { cut.min(gathered.end) } else { u + 1 };
+            let mut end = cut.min(gathered.end);
+            if bias_varies && visible.contains(&u) {
+                end = u + 1;
+            } else if let Some(mask) = mask.as_ref().filter(|_| u < mask_len) {
+                end = (u + 1..end).find(|&next| mask.lets(next) != mask.lets(u)).unwrap_or(end);
+            }
             let slot = geometry.slot_of(window, u);
             row.push(slot..slot + end - u, Holds::Zero, logit(u, T::zero()))?;
             u = end;

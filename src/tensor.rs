@@ -142,6 +142,11 @@ impl<'a, T: Clone> RowView<'a, T> {
         self.data[offset as usize].clone()
     }
 
+    /// The distance of neighbours in the last of two dimensions; 0 where they are one element.
+    pub(crate) fn column_stride(&self) -> isize {
+        self.strides[1]
+    }
+
     /// Element `[i]` of a view with one dimension.
     pub(crate) fn at1(&self, i: usize) -> T {
         self.data[(self.offset as isize + i as isize * self.strides[0]) as usize].clone()

@@ -165,3 +165,34 @@ fn biases_at_the_end_of_f32() {
         assert!(out[2 * D..].iter().all(|x| x.is_finite()), "{out:?}");
     }
 }
+
+/// Few keys, hidden padding, and a window of the call far below the constructor's: queries past the
+/// last key see nothing, however far past it they are.
+#[test]
+fn queries_far_past_the_last_key() {
+    for (window, n, keys) in [(2000, 2000, 1), (2000, 1999, 3), (600, 600, 2)] {
+        for bits in 0..32 {
+            let on = |bit: u32| bits >> bit & 1 == 1;
+            let config = LocalAttentionConfig::new(window)
+                .causal(on(0))
+                .exact_windowsize(on(1))
+                .look_backward(i64::from(on(2)))
+                .autopad(true)
+                .dim(2)
+                .use_xpos(true);
+            let mut quirks = ReferenceQuirks::NONE;
+            quirks.uniform_masked_rows = on(3);
+            quirks.tail_aligned_rotary = on(4);
+            let data: Vec<f32> = (0..n * 2).map(|i| (i as f32 * 0.37).sin()).collect();
+            let t = |n: usize| HostTensor::new(&data[..n * 2], [n, 2]).unwrap();
+            let inputs = HostInputs::new(t(n), t(keys), t(keys));
+            let attention = LocalAttention::new(config).unwrap().with_quirks(quirks);
+            let shape = AttentionShape::new([], n, 2).with_key_len(keys).with_window(1);
+            let problem = attention.problem(&shape).unwrap();
+            let call = Call::default();
+            let fast = Cpu::new().forward(&problem, &inputs, &call).unwrap();
+            let plain = Reference::<f32>::new().forward(&problem, &inputs, &call).unwrap();
+            assert!(close(&fast.out, &plain.out), "n {n}, {keys} keys, options {bits:#b}");
+        }
+    }
+}

@@ -91,8 +91,9 @@ pub fn main() -> ExitCode {
             // The first paragraph says what is wrong; usage would be more lines.
             let first = text.split("\n\n").next().unwrap_or_default();
             let what = first.strip_prefix("error: ").unwrap_or(first);
-            let command = std::env::args()
+            let command = std::env::args_os()
                 .nth(1)
+                .and_then(|name| name.into_string().ok())
                 .filter(|name| Cli::command().get_subcommands().any(|c| c.get_name() == name));
             let command = command.map_or(String::new(), |name| format!(" {name}"));
             complain(&format!("{what} (see local-attention{command} --help)"));

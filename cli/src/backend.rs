@@ -105,14 +105,24 @@ fn forward<T: Want>(
 }
 
 impl Backend {
+    /// An error where it is absent.
+    pub fn check_present(self) -> Result<(), BadInput> {
+        match self {
+            Self::Gpu => Err(BadInput::Usage(format!("--backend gpu: {NO_GPU}"))),
+            _ => Ok(()),
+        }
+    }
+
     /// The engine for inputs of this type, and why it is the one.
     pub fn choose(self, dtype: Dtype) -> Result<(Chosen, String), BadInput> {
+        self.check_present()?;
         let (chosen, why) = match self {
-            Self::Gpu => return Err(BadInput::Usage(format!("--backend gpu: {NO_GPU}"))),
             Self::Auto if dtype == Dtype::F64 => {
                 (Chosen::Reference, "F64 is computed by the reference alone".to_owned())
             }
-            Self::Auto => (Chosen::Cpu, format!("{NO_GPU}, so the CPU engine is the fastest here")),
+            Self::Auto | Self::Gpu => {
+                (Chosen::Cpu, format!("{NO_GPU}, so the CPU engine is the fastest here"))
+            }
             Self::Cpu => (Chosen::Cpu, "asked for".to_owned()),
             Self::Reference => (Chosen::Reference, "asked for".to_owned()),
             Self::ReferenceF32 => (Chosen::ReferenceF32, "asked for".to_owned()),

@@ -58,6 +58,10 @@ fn parse_tolerance(text: &str) -> Result<f64, String> {
 }
 
 pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
+    if let Backends::One(backend) = args.backend {
+        // Absent whatever the cases hold: said once.
+        backend.check_present()?;
+    }
     let mut files = Vec::new();
     for path in &args.path {
         find_cases(path, &mut files)?;

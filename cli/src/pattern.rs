@@ -75,7 +75,7 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
                 args.n
             )));
         }
-        write_whole(path, geometry.pattern_svg().as_bytes())?;
+        write_whole(path, geometry.pattern_svg()?.as_bytes())?;
         let path = path.display().to_string();
         console.result(&json!({ "svg": path }), format!("wrote {path}"));
         return Ok(true);
@@ -102,7 +102,7 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
             args.n
         )));
     }
-    console.say(geometry.pattern_text(0..geometry.seq_len()).trim_end());
+    console.say(geometry.pattern_text(0..geometry.seq_len())?.trim_end());
     let sees_zeros = |t| geometry.visible_range(t).end > geometry.key_len();
     let zeros = if (0..geometry.seq_len()).any(sees_zeros) {
         ", o a zero of autopad that is seen"

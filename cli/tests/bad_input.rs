@@ -122,7 +122,7 @@ fn files() {
     rejected(&["run", &good, "-o", &folder.path("")], &["it is a folder"]);
     rejected(&["run", &good, "-o", &to, "--config", "/no/such.json"], &["/no/such.json"]);
     rejected(&["run", &good, "-o", &to, "--backend", "gpu"], &["no GPU engine"]);
-    rejected(&["check", &good, "--backend", "gpu"], &["no GPU engine"]);
+    rejected(&["check", &good, &good, "--backend", "gpu"], &["no GPU engine"]);
     rejected(&["run", &good, "-o", &to, "--adapter", "x"], &["--adapter x", "no GPU engine"]);
     rejected(&["check", &good], &["tensor out is missing"]);
     rejected(&["run", &good, "-o", &good], &["it is the case itself"]);
@@ -262,8 +262,8 @@ fn tensors() {
     // Masks.
     let mask = |shape: &[usize]| raw("mask", Dtype::BOOL, shape, vec![1; shape.iter().product()]);
     refuse(&replace(mask(&[4])), WINDOW, &["mask has shape [4]"]);
-    refuse(&replace(mask(&[3, 4])), WINDOW, &["mask has 3 rows"]);
-    refuse(&replace(mask(&[2, 5])), WINDOW, &["mask has length 5"]);
+    refuse(&replace(mask(&[3, 4])), WINDOW, &["mask (or input_mask) has 3 rows"]);
+    refuse(&replace(mask(&[2, 5])), WINDOW, &["mask (or input_mask) has length 5"]);
     refuse(&replace(mask(&[1, 2, 4])), WINDOW, &["mask has shape [1, 2, 4]"]);
     refuse(
         &replace(raw("mask", Dtype::U8, &[1, 4], vec![0, 1, 2, 1])),
@@ -329,4 +329,19 @@ fn a_reader_that_goes_away() {
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{:?}", out.status);
     assert_eq!(String::from_utf8_lossy(&out.stderr), "");
+}
+
+/// A name that is no text is refused like any other.
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    for bytes in [&b"\xff"[..], b"\xffrun"] {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_local-attention"))
+            .arg(std::ffi::OsStr::from_bytes(bytes))
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(2));
+        assert_eq!(String::from_utf8_lossy(&out.stderr).lines().count(), 1);
+    }
 }

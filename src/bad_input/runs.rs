@@ -93,6 +93,7 @@ fn runs() {
             ("OutOfMemory", "rotary frequencies of", vast_features(true)[0].clone()),
             ("OutOfMemory", "rotary frequencies of", vast_features(true)[1].clone()),
             ("OutOfMemory", "attention weights of", many_weights()),
+            ("OutOfMemory", "the pattern of", vast_pattern()),
             ("Threads", "threads is 0", Cpu::with_threads(0).unwrap_err()),
             ("Isa", "isa is", missing_isa()),
         ],
@@ -142,6 +143,14 @@ fn vast_lse() -> RunError {
     let error = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap_err();
     assert_eq!(oracle.forward(&problem, &inputs, &Call::default()).unwrap_err(), error);
     error
+}
+
+/// A picture of two thousand million queries.
+fn vast_pattern() -> RunError {
+    let attention = LocalAttention::new(config(1)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([1], MAX_POSITIONS, 1)).unwrap();
+    problem.geometry().pattern_svg().unwrap_err();
+    problem.geometry().pattern_text(0..MAX_POSITIONS).unwrap_err()
 }
 
 /// More slots than memory, for a thousand rows of ten queries.

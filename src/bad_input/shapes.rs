@@ -13,10 +13,11 @@ fn shapes() {
         AttentionShape::from_inputs(&HostInputs::new(zeros(q), zeros(k), zeros(v))).unwrap_err()
     };
     let all = [2, 8, 4];
-    let with_mask = |mask: &[usize]| {
+    let with_mask = |alias: bool, mask: &[usize]| {
         let mask = HostTensor::new(vec![true; mask.iter().product()], mask).unwrap();
         let inputs = HostInputs::new(zeros(&all), zeros(&all), zeros(&all));
-        AttentionShape::from_inputs(&inputs.with_input_mask(mask)).unwrap_err()
+        let inputs = if alias { inputs.with_input_mask(mask) } else { inputs.with_mask(mask) };
+        AttentionShape::from_inputs(&inputs).unwrap_err()
     };
     let with_bias = |bias: &[usize]| {
         let inputs = HostInputs::new(zeros(&all), zeros(&all), zeros(&all));
@@ -33,8 +34,9 @@ fn shapes() {
             ("Rank", "q has shape [8]", inputs(&[8], &all, &all)),
             ("Rank", "k has shape [8]", inputs(&all, &[8], &all)),
             ("Rank", "v has shape [8]", inputs(&all, &all, &[8])),
-            ("Rank", "mask has shape [8]", with_mask(&[8])),
-            ("Rank", "mask has shape [2, 3, 8]", with_mask(&[2, 3, 8])),
+            ("Rank", "mask has shape [8]", with_mask(false, &[8])),
+            ("Rank", "mask has shape [2, 3, 8]", with_mask(false, &[2, 3, 8])),
+            ("Rank", "input_mask has shape [8]", with_mask(true, &[8])),
             ("Rank", "attn_bias has shape [4, 8]", with_bias(&[4, 8])),
             ("Rank", "attn_bias has shape [1, 1, 4, 8]", with_bias(&[1, 1, 4, 8])),
             ("DataLength", "exactly 6", HostTensor::new(&[0.0_f32; 5][..], [2, 3]).unwrap_err()),
@@ -108,20 +110,32 @@ fn shapes() {
             ("Mismatch", "v has shape [2, 7, 4]", inputs(&all, &all, &[2, 7, 4])),
             ("Mismatch", "v has shape [1, 8, 4]", inputs(&all, &all, &[1, 8, 4])),
             ("KvBatch", "batch of 2", rejected(config(4), shape().with_kv_leading([2, 1]))),
-            ("Rows", "mask has 4 rows", rejected(config(4), shape().with_mask(4, 8))),
             (
                 "Rows",
-                "mask has 0 rows",
+                "mask (or input_mask) has 4 rows",
+                rejected(config(4), shape().with_mask(4, 8)),
+            ),
+            (
+                "Rows",
+                "mask (or input_mask) has 0 rows",
                 rejected(config(4), AttentionShape::new([0], 8, 4).with_mask(0, 8)),
             ),
             ("Rows", "attn_bias has 5 rows", rejected(config(4), shape().with_bias(5, 1, 1))),
             ("Rows", "attn_bias has 0 rows", rejected(config(4), shape().with_bias(0, 1, 1))),
-            ("MaskLength", "mask has length 7", rejected(config(4), shape().with_mask(1, 7))),
-            ("MaskLength", "5 to 8", rejected(padded(), shape().with_mask(1, 4))),
-            ("MaskLength", "mask has length 0", rejected(padded(), shape().with_mask(1, 0))),
             (
                 "MaskLength",
-                "mask has length 5",
+                "mask (or input_mask) has length 7",
+                rejected(config(4), shape().with_mask(1, 7)),
+            ),
+            ("MaskLength", "5 to 8", rejected(padded(), shape().with_mask(1, 4))),
+            (
+                "MaskLength",
+                "mask (or input_mask) has length 0",
+                rejected(padded(), shape().with_mask(1, 0)),
+            ),
+            (
+                "MaskLength",
+                "mask (or input_mask) has length 5",
                 rejected(
                     padded().use_xpos(true),
                     AttentionShape::new([1], 5, 4).with_window(2).with_mask(1, 5),

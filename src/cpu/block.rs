@@ -84,10 +84,12 @@ impl<'a> Blocks<'a> {
         let unit = number / self.per_unit * self.unit;
         let first = unit + number % self.per_unit * self.len;
         let end = (first + self.len).min(unit + self.unit).min(self.problem.geometry.seq_len());
+        let visible = self.problem.geometry.visible_range(first);
         Block {
             row: index / self.per_row,
             queries: first.max(self.queries.start)..end.min(self.queries.end),
-            origin: self.problem.geometry.visible_range(first).start,
+            // Where the first sees nothing, none does: ranges only move right.
+            origin: if visible.is_empty() { first } else { visible.start },
             centre: first.midpoint(end),
         }
     }

@@ -92,18 +92,38 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         })
     }
 
+    fn bias_varies(&self) -> bool {
+        self.bias.as_ref().is_some_and(|bias| bias.varies())
+    }
+
     /// The softmax of a row before any real key: the zeros of autopad that the query sees. They
     /// have value 0 and differ by bias and mask alone, so they are counted where they can be.
     pub(super) fn zero_keys(&self, t: usize) -> RowState {
         let mut state = RowState::EMPTY;
-        self.each_zero_key(t, |logit, keys| state.push(logit, keys.len() as f32));
+        match &self.mask {
+            Some(mask) if !self.bias_varies() => {
+                // One logit for all that the mask lets through: only their number matters.
+                let visible = self.problem().geometry.visible_range(t);
+                let zeros =
+                    visible.start.max(self.problem().shape.key_len)..visible.end.min(mask.len);
+                let own = self.problem().shared_qk && zeros.contains(&t) && mask.lets(t);
+                let start = zeros.start;
+                let count = zeros.filter(|&u| mask.lets(u)).count() - usize::from(own);
+                if own {
+                    state.push(SELF, 1.0);
+                }
+                if count > 0 {
+                    state.push(self.bias_of(t, start), count as f32);
+                }
+            }
+            _ => self.each_zero_key(t, |logit, keys| state.push(logit, keys.len() as f32)),
+        }
         state
     }
 
     /// Calls `each(logit, keys)` for runs of autopad's zeros that a query sees alike.
     pub(super) fn each_zero_key(&self, t: usize, mut each: impl FnMut(f32, Range<usize>)) {
         let visible = self.problem().geometry.visible_range(t);
-        let bias_varies = self.bias.as_ref().is_some_and(|bias| bias.varies());
         let mut u = visible.start.max(self.problem().shape.key_len);
         while u < visible.end {
             let own = self.problem().shared_qk && u == t;
@@ -114,7 +134,7 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
                     return;
                 }
             } else {
-                if !own && !bias_varies && self.mask.is_none() {
+                if !own && !self.bias_varies() && self.mask.is_none() {
                     end = visible.end;
                     if self.problem().shared_qk && (u..end).contains(&t) {
                         end = t;

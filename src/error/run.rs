@@ -19,7 +19,7 @@ pub enum RunError {
     /// A tensor that the problem describes and the call did not bring.
     #[error("{tensor} is missing: the problem was made with one")]
     MissingTensor {
-        /// `mask`, `input_mask` or `attn_bias`.
+        /// `mask` or `attn_bias`.
         tensor: &'static str,
     },
     /// A tensor that the call brought and the problem does not describe.

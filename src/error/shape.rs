@@ -143,7 +143,7 @@ pub enum ShapeError {
         batch: usize,
     },
     /// A mask of the wrong length.
-    #[error("mask has length {got}: {}", if *.autopad && *.window > 1 { format!("{} to {padded} is allowed", padded.saturating_sub(window - 1).max(1)) } else { format!("it must be {padded}") })]
+    #[error("mask (or input_mask) has length {got}: {}", if *.autopad && *.window > 1 { format!("{} to {padded} is allowed", padded.saturating_sub(window - 1).max(1)) } else { format!("it must be {padded}") })]
     MaskLength {
         /// The length given.
         got: usize,

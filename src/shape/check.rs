@@ -92,7 +92,7 @@ impl AttentionShape {
         autopad: bool,
     ) -> Result<(), ShapeError> {
         if let Some(mask) = self.mask {
-            check_rows("mask", mask.rows, batch)?;
+            check_rows("mask (or input_mask)", mask.rows, batch)?;
             let (window, padded) = (geometry.window(), geometry.padded_len());
             let multiple = if autopad { window } else { 1 };
             if mask.len.div_ceil(multiple).checked_mul(multiple) != Some(padded) {

@@ -1,11 +1,15 @@
 """One call of the PyTorch module, in float64."""
 
+import importlib.metadata
 import json
 
 import torch
 from local_attention import LocalAttention
 
-VERSIONS = f"local-attention 1.11.2 torch {torch.__version__}"
+PACKAGE = importlib.metadata.version("local-attention")
+if PACKAGE != "1.11.2":
+    raise SystemExit(f"local-attention is {PACKAGE}: requirements.txt pins 1.11.2")
+VERSIONS = f"local-attention {PACKAGE} torch {torch.__version__}"
 
 
 def stepwise_frequencies(dim):

@@ -93,16 +93,15 @@ enum Tensors {
 fn tensors(shape: &BenchShape) -> Result<Tensors, BadInput> {
     let mut state = 0x2545_F491_u32;
     let mut noise = |dims: &[usize]| {
-        let data: Vec<f32> = (0..dims.iter().product())
-            .map(|_| {
-                // xorshift32: cheap, and even enough for timing.
-                state ^= state << 13;
-                state ^= state >> 17;
-                state ^= state << 5;
-                state as f32 / 2_147_483_648.0 - 1.0
-            })
-            .collect();
-        HostTensor::new(data, dims)
+        let mut data: Vec<f32> = room(dims)?;
+        data.extend((0..dims.iter().product()).map(|_| {
+            // xorshift32: cheap, and even enough for timing.
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / 2_147_483_648.0 - 1.0
+        }));
+        Ok::<_, BadInput>(HostTensor::new(data, dims)?)
     };
     let dims = [shape.batch, shape.heads, shape.n, shape.head_dim];
     let mut inputs = HostInputs::new(noise(&dims)?, noise(&dims)?, noise(&dims)?);
@@ -111,13 +110,24 @@ fn tensors(shape: &BenchShape) -> Result<Tensors, BadInput> {
         inputs = inputs.with_attn_bias(bias);
     }
     if shape.mask {
-        let mask: Vec<bool> = (0..shape.batch * shape.n).map(|u| u % 8 != 3).collect();
+        let mut mask = room(&[shape.batch, shape.n])?;
+        mask.extend((0..shape.batch * shape.n).map(|u| u % 8 != 3));
         inputs = inputs.with_mask(HostTensor::new(mask, [shape.batch, shape.n])?);
     }
     Ok(match shape.dtype {
         BenchType::F32 => Tensors::F32(inputs),
         BenchType::F16 => Tensors::F16(inputs.map(f16::from_f32)),
     })
+}
+
+/// An empty vector with room for a tensor of this shape.
+fn room<T>(dims: &[usize]) -> Result<Vec<T>, BadInput> {
+    let mut data = Vec::new();
+    let elements = dims.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
+    match elements {
+        Some(n) if data.try_reserve_exact(n).is_ok() => Ok(data),
+        _ => Err(BadInput::Usage(format!("a tensor of shape {dims:?} does not fit into memory"))),
+    }
 }
 
 /// Times of one engine on one shape.

@@ -162,15 +162,17 @@ impl BenchShape {
     /// products. A mask does not lower it.
     pub fn flops(&self, problem: &Problem) -> f64 {
         let pairs = problem.geometry().visible_pairs() as f64;
-        pairs * (self.batch * self.heads) as f64 * 4.0 * self.head_dim as f64
+        pairs * self.batch as f64 * self.heads as f64 * 4.0 * self.head_dim as f64
     }
 
     /// Bytes that must move: each input and the output once.
     pub fn least_bytes(&self) -> f64 {
-        let rows = (self.batch * self.heads) as f64;
-        let tensors = 4.0 * rows * (self.n * self.head_dim * self.dtype.bytes()) as f64;
-        let mask = if self.mask { (self.batch * self.n) as f64 } else { 0.0 };
-        let bias = (self.heads * self.window_size * self.slots() * self.dtype.bytes()) as f64;
+        let product = |sizes: &[usize]| sizes.iter().map(|&s| s as f64).product::<f64>();
+        let (Self { batch, heads, n, head_dim, window_size, .. }, bytes) =
+            (self, self.dtype.bytes());
+        let tensors = 4.0 * product(&[*batch, *heads, *n, *head_dim, bytes]);
+        let mask = if self.mask { product(&[*batch, *n]) } else { 0.0 };
+        let bias = product(&[*heads, *window_size, self.slots(), bytes]);
         tensors + mask + if self.bias { bias } else { 0.0 }
     }
 }
