@@ -69,8 +69,8 @@ impl KeepMask {
         Some(Self {
             key: [dropout.seed as u32, (dropout.seed >> 32) as u32],
             offset: dropout.offset,
-            threshold: (p * 4_294_967_296.0) as u32,
-            factor: 1.0 / (1.0 - p),
+            threshold: threshold_and_factor(p).0,
+            factor: threshold_and_factor(p).1,
         })
     }
 
@@ -108,6 +108,11 @@ impl KeepMask {
         let groups = std::array::from_fn(|lane| (group + lane) as u32);
         philox([groups, [query as u32; N], [row as u32; N], [self.offset; N]], self.key)
     }
+}
+
+/// Below which word a weight is dropped, and what the others are multiplied by.
+pub(crate) fn threshold_and_factor(p: f64) -> (u32, f64) {
+    ((p * 4_294_967_296.0) as u32, 1.0 / (1.0 - p))
 }
 
 /// Counters that go through Philox together.

@@ -203,6 +203,23 @@ impl WindowGeometry {
         TileKind::of(&first, &self.visible_range(queries.end - 1), &keys)
     }
 
+    /// Whether zeros of autopad are seen.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn sees_padding(&self) -> bool {
+        self.visible_padding
+    }
+
+    /// What visible ranges follow from, for engines that compute them elsewhere.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn bits(&self) -> Bits {
+        Bits {
+            look_backward: self.look_backward,
+            look_forward: self.look_forward,
+            causal: self.causal,
+            exact: self.exact.map(|reach| (reach.backward, reach.forward)),
+        }
+    }
+
     /// How much farther a query is rotated than its position says: `look_forward * W` with the
     /// quirk `tail_aligned_rotary`, else 0.
     pub(crate) fn rotary_shift(&self) -> usize {
@@ -221,6 +238,16 @@ impl WindowGeometry {
     pub(crate) fn rotary_position(&self, query: usize) -> usize {
         self.look_backward * self.window + query % self.window + self.rotary_shift()
     }
+}
+
+/// What visible ranges follow from, beside the lengths.
+#[cfg(feature = "gpu")]
+pub(crate) struct Bits {
+    pub(crate) look_backward: usize,
+    pub(crate) look_forward: usize,
+    pub(crate) causal: bool,
+    /// How far exact windows reach back and ahead, in positions.
+    pub(crate) exact: Option<(usize, usize)>,
 }
 
 /// The three lengths of a sequence, checked against each other.

@@ -38,6 +38,8 @@ mod dropout;
 mod engine;
 mod error;
 mod geometry;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod pattern;
 mod quirks;
 mod reference;

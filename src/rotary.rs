@@ -68,6 +68,13 @@ impl<T: Scalar> RotaryTables<T> {
         Ok(Self { half, angles, xpos: xpos.transpose()? })
     }
 
+    /// The tables as they are, for engines that read them in other memory: cosines and sines,
+    /// `[position][2 * half]`, and xpos factors, `[lag][half]`; each whole, or coarse and fine.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn parts(&self) -> (Parts<'_, T>, Parts<'_, T>) {
+        (self.angles.tables(), self.xpos.as_ref().map_or([None, None], Levels::tables))
+    }
+
     /// Rotates one row of `2 * half` features to a position. `buffer` is scratch of that size.
     #[inline(always)]
     pub(crate) fn rotate(&self, x: &mut [T], position: i64, buffer: &mut [T]) {
@@ -148,6 +155,10 @@ pub(crate) fn xpos_reach(spec: &RotarySpec, behind: usize, ahead: usize) -> usiz
     (40.0 / rate).min(85.0 / rate - growing as f64) as usize
 }
 
+/// A whole table, or a coarse and a fine one.
+#[cfg(feature = "gpu")]
+pub(crate) type Parts<'a, T> = [Option<&'a Table<T>>; 2];
+
 #[derive(Debug)]
 enum Levels<T> {
     Direct(Table<T>),
@@ -155,6 +166,15 @@ enum Levels<T> {
 }
 
 impl<T: Scalar> Levels<T> {
+    /// The table, or the coarse and the fine one.
+    #[cfg(feature = "gpu")]
+    fn tables(&self) -> Parts<'_, T> {
+        match self {
+            Self::Direct(table) => [Some(table), None],
+            Self::Split { coarse, fine } => [Some(coarse), Some(fine)],
+        }
+    }
+
     fn new(
         ranges: &[Range<i64>],
         width: usize,
@@ -178,10 +198,10 @@ impl<T: Scalar> Levels<T> {
 
 /// Rows at the integers of one or two ranges.
 #[derive(Debug)]
-struct Table<T> {
-    width: usize,
-    runs: Vec<Range<i64>>,
-    values: Vec<T>,
+pub(crate) struct Table<T> {
+    pub(crate) width: usize,
+    pub(crate) runs: Vec<Range<i64>>,
+    pub(crate) values: Vec<T>,
 }
 
 impl<T: Scalar> Table<T> {

@@ -27,7 +27,7 @@ pub struct CheckArgs {
     #[arg(long, default_value = "auto", value_parser = parse_backends)]
     backend: Backends,
     /// Largest error allowed, times max(1, largest |out|).
-    #[arg(long, default_value_t = TOLERANCE, value_parser = parse_tolerance)]
+    #[arg(long, default_value_t = TOLERANCE, value_parser = parse_tolerance, allow_negative_numbers = true)]
     tolerance: f64,
     #[command(flatten)]
     case: CaseArgs,
@@ -63,10 +63,11 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         backend.check_present()?;
     }
     let mut files = Vec::new();
+    let mut unusable = Vec::new();
     for path in &args.path {
-        find_cases(path, &mut files)?;
+        find_cases(path, &mut files, &mut unusable);
     }
-    if files.is_empty() {
+    if files.is_empty() && unusable.is_empty() {
         let paths: Vec<_> = args.path.iter().map(|p| p.display().to_string()).collect();
         return Err(BadInput::Usage(format!(
             "no case file (*.safetensors) in {}",
@@ -81,15 +82,12 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         bar.set_style(style);
     }
     let mut tally = Tally::default();
-    let mut unusable = None;
     for file in &files {
         let name = case_name(file, &args.path);
         bar.set_message(name.clone());
         // A file that is no case is said, and the others are checked all the same.
-        if let Err(error) = check_file(file, &name, args, console, &bar, &mut tally)
-            && let Some(earlier) = unusable.replace(error)
-        {
-            bar.suspend(|| complain(&earlier.to_string()));
+        if let Err(error) = check_file(file, &name, args, console, &bar, &mut tally) {
+            unusable.push((name, error));
         }
         bar.inc(1);
     }
@@ -110,8 +108,16 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         tally.results - tally.failed,
         tally.failed
     ));
-    match unusable {
-        Some(error) => Err(error),
+    if console.json() {
+        for (name, error) in &unusable {
+            let reason = error.to_string();
+            console.result(&json!({ "case": name, "passed": false, "reason": reason }), "");
+        }
+    }
+    let last = unusable.pop();
+    unusable.iter().for_each(|(_, error)| complain(&error.to_string()));
+    match last {
+        Some((_, error)) => Err(error),
         None => Ok(tally.failed == 0),
     }
 }
@@ -164,28 +170,32 @@ fn check_file(
     Ok(())
 }
 
-/// Case files below a path, in order of their names.
-fn find_cases(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), BadInput> {
-    let fail = |e: std::io::Error| BadInput::file(path, format!("cannot be read: {e}"));
-    if !std::fs::metadata(path).map_err(fail)?.is_dir() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    let mut entries = std::fs::read_dir(path)
-        .map_err(fail)?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(fail)?;
+/// Case files below a path, in order of their names, and what cannot be read of it.
+fn find_cases(path: &Path, files: &mut Vec<PathBuf>, unusable: &mut Vec<(String, BadInput)>) {
+    let fail = |e: std::io::Error| {
+        let error = BadInput::file(path, format!("cannot be read: {e}"));
+        (path.display().to_string(), error)
+    };
+    let entries = match std::fs::metadata(path) {
+        Err(e) => return unusable.push(fail(e)),
+        Ok(m) if !m.is_dir() => return files.push(path.to_owned()),
+        Ok(_) => std::fs::read_dir(path).and_then(|all| {
+            all.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>()
+        }),
+    };
+    let mut entries = match entries {
+        Ok(entries) => entries,
+        Err(e) => return unusable.push(fail(e)),
+    };
     entries.sort();
     for entry in entries {
         // A folder that links to one above it would never end.
         if entry.is_dir() && !entry.is_symlink() {
-            find_cases(&entry, files)?;
+            find_cases(&entry, files, unusable);
         } else if entry.extension().is_some_and(|e| e == "safetensors") && entry.is_file() {
             files.push(entry);
         }
     }
-    Ok(())
 }
 
 struct Verdict {

@@ -38,13 +38,23 @@ fn beside(path: &Path, given: &Path) -> Result<NamedTempFile, BadInput> {
         let new = std::fs::Permissions::from_mode(0o666);
         builder.permissions(old.as_ref().map_or(new, |m| m.permissions()));
     }
-    if old.is_ok_and(|m| m.permissions().readonly()) {
+    if old.as_ref().is_ok_and(|m| m.permissions().readonly()) {
         return Err(BadInput::file(given, "cannot be written: it is read-only"));
     }
     // Its own words would name the temporary file.
-    let fail =
-        |e: std::io::Error| BadInput::file(given, format!("cannot be written: {}", e.kind()));
-    builder.tempfile_in(folder).map_err(fail)
+    let fail = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            let folder = folder.display();
+            BadInput::file(given, format!("cannot be written: there is no folder {folder}"))
+        }
+        kind => BadInput::file(given, format!("cannot be written: {kind}")),
+    };
+    let file = builder.tempfile_in(folder).map_err(fail)?;
+    if let Ok(old) = old {
+        // The umask applies to new files, not to one that is replaced.
+        file.as_file().set_permissions(old.permissions()).map_err(fail)?;
+    }
+    Ok(file)
 }
 
 /// Whether a path exists and is no regular file: a device or a pipe.

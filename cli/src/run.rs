@@ -34,7 +34,7 @@ pub struct RunArgs {
     #[command(flatten)]
     case: CaseArgs,
     /// Dropout seed; without one nothing is dropped.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Type of the result instead of q's.
     #[arg(long, value_enum)]
@@ -54,8 +54,8 @@ enum OutDtype {
 
 pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     let replace = Replace {
-        config: args.config.as_deref().map(json_or_file).transpose()?,
-        forward: args.forward.as_deref().map(json_or_file).transpose()?,
+        config: args.config.as_deref().map(|x| json_or_file("--config", x)).transpose()?,
+        forward: args.forward.as_deref().map(|x| json_or_file("--forward", x)).transpose()?,
     };
     let case = load(&args.input, &replace)?;
     let dtype = case.dtype();
@@ -135,11 +135,15 @@ fn read(path: &Path) -> Result<Vec<u8>, BadInput> {
     std::fs::read(path).map_err(fail)
 }
 
-fn json_or_file(text: &str) -> Result<String, BadInput> {
+fn json_or_file(argument: &str, text: &str) -> Result<String, BadInput> {
     if text.trim_start().starts_with('{') {
         return Ok(text.to_owned());
     }
     let path = PathBuf::from(text);
+    if !path.exists() {
+        let what = format!("{argument} '{text}': neither a JSON object nor a file that is there");
+        return Err(BadInput::Usage(what));
+    }
     String::from_utf8(read(&path)?).map_err(|_| BadInput::file(&path, "is not UTF-8 text"))
 }
 
@@ -165,7 +169,8 @@ fn describe(
     let dropout = match (config.dropout > 0.0, call.dropout.is_some()) {
         (true, true) => format!("{} of the weights", config.dropout),
         (true, false) => "none: no --seed was given".to_owned(),
-        (false, _) => "none".to_owned(),
+        (false, true) => "none: dropout is 0, the seed has no effect".to_owned(),
+        (false, false) => "none".to_owned(),
     };
     let exact = if config.exact_windowsize { ", exact" } else { "" };
     let causal = if config.causal { ", causal" } else { "" };

@@ -95,6 +95,7 @@ fn runs() {
             ("OutOfMemory", "attention weights of", many_weights()),
             ("OutOfMemory", "the pattern of", vast_pattern()),
             ("Threads", "threads is 0", Cpu::with_threads(0).unwrap_err()),
+            ("Threads", "1 to 1024", Cpu::with_threads(usize::MAX).unwrap_err()),
             ("Isa", "isa is", missing_isa()),
         ],
     );

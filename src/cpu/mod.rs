@@ -33,6 +33,9 @@ pub use simd::Isa;
 /// Products below which a call is computed by the thread that makes it: about 50 microseconds.
 const SMALL: u128 = 1 << 21;
 
+/// Threads of a pool, at most: waking more of them takes longer than they save.
+const MAX_THREADS: usize = 1024;
+
 /// The CPU engine.
 ///
 /// Uses rayon's global thread pool unless told otherwise, and the best instruction set of the
@@ -61,11 +64,11 @@ impl Cpu {
     /// On a thread pool of its own.
     ///
     /// # Errors
-    /// [`RunError::Threads`] for 0, or where the system starts no more threads.
+    /// [`RunError::Threads`] for 0 or more than 1024, or where the system starts no more threads.
     pub fn with_threads(threads: usize) -> Result<Self, RunError> {
         let fail = |reason: String| RunError::Threads { threads, reason };
-        if threads == 0 {
-            return Err(fail("at least 1 is needed".to_owned()));
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(fail(format!("1 to {MAX_THREADS} are allowed")));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

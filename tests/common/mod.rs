@@ -87,6 +87,11 @@ pub struct Case {
 impl Case {
     /// Decodes a case; every list of numbers gives one that is accepted.
     pub fn decode(list: &[u32]) -> Self {
+        Self::decode_sized(list, &[2, 4, 8, 6, 16, 20, 32, 48], &[1, 2, 3, 5, 8, 16, 33])
+    }
+
+    /// The same with one of these sizes of heads: with rotary embeddings, and without.
+    pub fn decode_sized(list: &[u32], rotary_dims: &[usize], plain_dims: &[usize]) -> Self {
         let c = &mut Choices::new(list);
         let mut noise = Noise::new(c.below(1 << 20));
         let leading = c.pick(&[&[1][..], &[], &[2], &[2, 3], &[1, 2], &[4]]).to_vec();
@@ -123,11 +128,7 @@ impl Case {
         config.look_forward = look_forward;
 
         let rotary = c.chance(60);
-        let head_dim = if rotary {
-            c.pick(&[2, 4, 8, 6, 16, 20, 32, 48])
-        } else {
-            c.pick(&[1, 2, 3, 5, 8, 16, 33])
-        };
+        let head_dim = if rotary { c.pick(rotary_dims) } else { c.pick(plain_dims) };
         if rotary {
             config = match c.below(10) {
                 9 => config.rel_pos_emb_config(vec![head_dim as i64, 3]).dim(999),

@@ -26,6 +26,15 @@ impl Floor {
         Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), threads }))
     }
 
+    /// The better rates of two measurements.
+    pub fn best(&self, other: &Self) -> Self {
+        Self {
+            gemm_flops: self.gemm_flops.max(other.gemm_flops),
+            copy_bytes: self.copy_bytes.max(other.copy_bytes),
+            threads: self.threads,
+        }
+    }
+
     /// The least time for this much work, in seconds.
     pub fn seconds(&self, flops: f64, bytes: f64) -> f64 {
         (flops / self.gemm_flops).max(bytes / self.copy_bytes)

@@ -46,7 +46,7 @@ pub struct BenchArgs {
     #[arg(long, value_parser = measure::parse_isa)]
     isa: Option<local_attention::cpu::Isa>,
     /// Seconds to spend on a shape, at least 7 runs whatever it says.
-    #[arg(long, default_value_t = 1.5, value_parser = parse_seconds)]
+    #[arg(long, default_value_t = 1.5, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: f64,
     /// Also time a PyTorch peer on the same shapes, in turn with ours.
     #[arg(long, value_enum)]
@@ -55,7 +55,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "python3", value_name = "PATH")]
     python: PathBuf,
     /// One JSON object a line into a file, or to standard output for -.
-    #[arg(long, value_name = "FILE|-")]
+    #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// A CSV file.
     #[arg(long, value_name = "FILE")]
@@ -89,7 +89,11 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let (chosen, _) = args.backend.choose(crate::case::Dtype::F32)?;
     // Everything that can be refused is refused before the first measurement.
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
-    for path in files.filter(|p| p.as_os_str() != "-") {
+    let files: Vec<_> = files.filter(|p| p.as_os_str() != "-").collect();
+    for (i, path) in files.iter().enumerate() {
+        if files[..i].contains(path) {
+            return Err(BadInput::file(path, "is asked for twice: each result needs its own file"));
+        }
         check_writable(path)?;
     }
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
@@ -112,14 +116,18 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         bar.set_style(style);
     }
     bar.set_message("measuring the machine");
-    let floor = bar.suspend(|| Floor::measure(threads))?;
+    let mut floor = bar.suspend(|| Floor::measure(threads))?;
     console.say(floor.line());
     console.say(Row::header());
     let mut rows: Vec<Row> = Vec::new();
     for shape in &shapes {
         bar.set_message(shape.to_string());
         let measured = measure::measure(&runner, shape, &mut peers, args.seconds)?;
-        for row in row::rows(&runner, shape, &measured, &floor, &machine) {
+        // Before and after: what a shared machine can do changes.
+        let after = Floor::measure(threads)?;
+        let best = floor.best(&after);
+        floor = after;
+        for row in row::rows(&runner, shape, &measured, &best, &machine) {
             bar.suspend(|| console.result(&row.json(), row.line()));
             rows.push(row);
         }

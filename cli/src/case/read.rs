@@ -194,7 +194,7 @@ fn parse<T: for<'de> Deserialize<'de>>(what: &'static str, json: &str) -> Result
     let value = serde_path_to_error::deserialize(&mut from).map_err(|e| {
         // The field at fault, where there is one: "." is the object itself.
         match e.path().to_string().as_str() {
-            "." => fail(e.inner().to_string()),
+            "." | "?" => fail(e.inner().to_string()),
             path => fail(format!("{path}: {}", e.inner())),
         }
     })?;

@@ -1,0 +1,99 @@
+// What changes from dispatch to dispatch: src/gpu/params.rs, word for word.
+
+// Where element [packed row, position, feature] of a tensor lies, counted in elements, modulo 2^32.
+struct View {
+    offset: u32,
+    position: u32,
+    feature: u32,
+    unused: u32,
+    // One stride for each leading dimension.
+    leading: vec4<u32>,
+}
+
+// A rotary table: rows at the integers of two runs, from a row of `tables` on.
+struct Table {
+    first: u32,
+    start: u32,
+    len: u32,
+    second_start: u32,
+}
+
+struct Params {
+    // Geometry.
+    window: u32,
+    look_backward: u32,
+    look_forward: u32,
+    flags: u32,
+    reach_backward: u32,
+    reach_forward: u32,
+    key_len: u32,
+    padded_len: u32,
+    // What this dispatch computes: queries, from a block on, of packed rows from one on.
+    query_start: u32,
+    query_end: u32,
+    first_block: u32,
+    first_row: u32,
+    block_len: u32,
+    // Keys that are visited end here.
+    key_end: u32,
+    head_dim: u32,
+    value_dim: u32,
+    seq_len: u32,
+    // Times log2(e): logits are powers of 2.
+    scale: f32,
+    mask_rows_share: u32,
+    mask_len: u32,
+    bias_rows: u32,
+    bias_queries: u32,
+    slots: u32,
+    dropout_threshold: u32,
+    dropout_key: vec2<u32>,
+    dropout_offset: u32,
+    dropout_factor: f32,
+    // Sizes of the leading dimensions, the fastest last.
+    leading: vec4<u32>,
+    q: View,
+    k: View,
+    v: View,
+    out: View,
+    // Leading: the row. Mask: [row, key]. Bias: [row, query, slot]. lse: [row, query].
+    mask: View,
+    bias: View,
+    lse: View,
+    angles: Table,
+    angles_fine: Table,
+    xpos: Table,
+    xpos_fine: Table,
+}
+
+const CAUSAL = 1u;
+const EXACT = 2u;
+const VISIBLE_PADDING = 4u;
+const SHARED_QK = 8u;
+const UNIFORM_MASKED_ROWS = 16u;
+const MASK = 32u;
+const MASK_WORDS = 64u;
+const BIAS = 128u;
+const BIAS_VARIES = 256u;
+const LSE = 512u;
+const ROTARY = 1024u;
+const ROTARY_SPLIT = 2048u;
+const XPOS = 4096u;
+const XPOS_SPLIT = 8192u;
+const TAIL_ALIGNED = 16384u;
+
+fn on(flag: u32) -> bool {
+    return (params.flags & flag) != 0u;
+}
+
+// The offset of a packed row.
+fn row_offset(view: View, row: u32) -> u32 {
+    var rest = row;
+    let d = rest % params.leading.w;
+    rest = rest / params.leading.w;
+    let c = rest % params.leading.z;
+    rest = rest / params.leading.z;
+    let b = rest % params.leading.y;
+    let a = rest / params.leading.y;
+    return view.offset + a * view.leading.x + b * view.leading.y + c * view.leading.z + d * view.leading.w;
+}

@@ -1,0 +1,98 @@
+// QK^T of a tile, and what is added to it.
+
+#import tile
+#import softmax
+
+// The logit of a query's own position under shared_qk, in powers of 2.
+const SELF_LOGIT = -72134.75;
+const LOG2_E = 1.4426950408889634;
+// A bias below this counts as minus infinity.
+const BIAS_FLOOR = -1e30;
+
+var<private> scores: array<f32, TQ * TK>;
+
+// Adds the products of one chunk of features.
+fn add_products(chunk: u32) {
+    let width = chunk_width(chunk);
+    for (var c = 0u; c < width; c++) {
+        var k: array<vec4<f32>, TK>;
+        for (var j = 0u; j < TK; j++) {
+            k[j] = kv_tile[(column_group + j * GROUPS) * KV_ROW + c];
+        }
+        for (var i = 0u; i < TQ; i++) {
+            let q = q_tile[(row_group * TQ + i) * Q_ROW + chunk * CHUNK + c];
+            for (var j = 0u; j < TK; j++) {
+                scores[i * TK + j] += dot(q, k[j]);
+            }
+        }
+    }
+}
+
+// A bias by its bits: a shader that assumes finite arithmetic must not compare infinities.
+fn finite_bias(bias: f32) -> f32 {
+    let bits = bitcast<u32>(bias);
+    let infinite_or_less = bits >= 0xff800000u;
+    if infinite_or_less || bias < BIAS_FLOOR {
+        return HIDDEN;
+    }
+    return bias * LOG2_E;
+}
+
+// The bias of a query on a key, in powers of 2.
+fn bias_of(query: u32, key: u32) -> f32 {
+    var at = bias_at + query % params.bias_queries * params.bias.position;
+    if on(BIAS_VARIES) {
+        at += slot_of(query, key) * params.bias.feature;
+    }
+    return finite_bias(load_bias(at));
+}
+
+// The logit of a visible key.
+fn adjust(score: f32, query: u32, key: u32) -> f32 {
+    var logit = score;
+    if on(BIAS) {
+        let bias = bias_of(query, key);
+        logit = select(logit + bias, HIDDEN, bias == HIDDEN);
+    }
+    if on(SHARED_QK) && key == query {
+        logit = SELF_LOGIT;
+    }
+    return logit;
+}
+
+// One over the norm of a key, from the sums of squares that its loaders left.
+fn inverse_norm(slot: u32) -> f32 {
+    var squares = 0.0;
+    for (var i = 0u; i < LOADERS; i++) {
+        squares += s_tile[slot * LOADERS + i];
+    }
+    return 1.0 / max(sqrt(squares), 1e-12);
+}
+
+// Turns the scores of the keys from `first` on into logits. `inside`: every query sees every key.
+fn finish_scores(first: u32, inside: bool) {
+    if on(SHARED_QK) {
+        for (var j = 0u; j < TK; j++) {
+            let factor = inverse_norm(column_group + j * GROUPS);
+            for (var i = 0u; i < TQ; i++) {
+                scores[i * TK + j] *= factor;
+            }
+        }
+    }
+    if inside && !on(SHARED_QK | BIAS | MASK) {
+        return;
+    }
+    for (var j = 0u; j < TK; j++) {
+        let key = first + column_group + j * GROUPS;
+        // Zeros past the last visited key are counted, though tiles reach over them.
+        let open = key < params.key_end && lets(mask_at, key);
+        for (var i = 0u; i < TQ; i++) {
+            let query = block.start + row_group * TQ + i;
+            if open && key >= seen[i].start && key < seen[i].end {
+                scores[i * TK + j] = adjust(scores[i * TK + j], query, key);
+            } else {
+                scores[i * TK + j] = HIDDEN;
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// The softmax, carried along from tile to tile, logits in powers of 2.
+
+#import tile
+
+// The logit of what is hidden, and a number that is below every other logit and above it.
+const HIDDEN = -3.4e38;
+const SEEN = -3.3e38;
+
+// The largest logit so far of each query of this thread, and its part of the sum of exponentials.
+var<private> largest: array<f32, TQ>;
+var<private> total: array<f32, TQ>;
+
+// Adds neighbouring keys of one logit to a query's sum, before any tile.
+fn push(i: u32, logit: f32, count: f32) {
+    if logit <= SEEN {
+        return;
+    }
+    let top = max(largest[i], logit);
+    // One thread of a row counts them.
+    if column_group == 0u {
+        total[i] = total[i] * exp2(max(largest[i], -3e38) - top) + count * exp2(logit - top);
+    }
+    largest[i] = top;
+}
+
+// The largest logit of each row over its eight threads.
+fn share_rows(part: array<f32, TQ>) {
+    var parts = part;
+    for (var i = 0u; i < TQ; i++) {
+        row_parts[(row_group * TQ + i) * GROUPS + column_group] = parts[i];
+    }
+}
+
+fn row_largest(i: u32) -> f32 {
+    var top = HIDDEN;
+    for (var g = 0u; g < GROUPS; g++) {
+        top = max(top, row_parts[(row_group * TQ + i) * GROUPS + g]);
+    }
+    return top;
+}
+
+fn row_total(i: u32) -> f32 {
+    var sum = 0.0;
+    for (var g = 0u; g < GROUPS; g++) {
+        sum += row_parts[(row_group * TQ + i) * GROUPS + g];
+    }
+    return sum;
+}

@@ -1,0 +1,328 @@
+//! The device: the caller's own, or one that is asked for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::bindings;
+use super::error::{DeviceError, PlanError};
+use super::shader::PipelineKey;
+
+/// What the adapter of a device is.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct AdapterCaps {
+    /// Name, driver, backend and kind.
+    pub info: wgpu::AdapterInfo,
+}
+
+impl AdapterCaps {
+    /// Asks the adapter a device was made from.
+    pub fn of(adapter: &wgpu::Adapter) -> Self {
+        Self { info: adapter.get_info() }
+    }
+
+    /// Whether it is software on the CPU.
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+}
+
+/// How kernels are chosen and work is cut.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct GpuOptions {
+    /// Keys of a tile, 16 or 32; unset: the most that workgroup memory has room for.
+    pub tile_keys: Option<u32>,
+    /// The largest binding, in bytes, below the device's own limit: for tests of splitting.
+    pub max_binding_bytes: Option<u64>,
+    /// Workgroups of a dispatch in one dimension, below the device's own limit.
+    pub max_workgroups: Option<u32>,
+    /// Floating-point operations of one submission: drivers reset devices that take too long.
+    pub max_chunk_flops: f64,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            tile_keys: None,
+            max_binding_bytes: None,
+            max_workgroups: None,
+            // Under a second at 100 GFLOP/s.
+            max_chunk_flops: 1e11,
+        }
+    }
+}
+
+/// Which adapter to ask for.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct RequestOptions {
+    /// A part of its name, or its number in the list of all; unset: the best one.
+    pub adapter: Option<String>,
+    /// How kernels are chosen.
+    pub options: GpuOptions,
+}
+
+impl RequestOptions {
+    /// The adapter with this in its name, or with this number.
+    pub fn adapter(name: impl Into<String>) -> Self {
+        Self { adapter: Some(name.into()), ..Self::default() }
+    }
+}
+
+/// A device with its queue and its compiled pipelines. Clones share all of them.
+///
+/// ```no_run
+/// use local_attention::gpu::{Gpu, RequestOptions};
+///
+/// let gpu = Gpu::request_blocking(&RequestOptions::default())?;
+/// println!("{}", gpu.caps().info.name);
+/// # Ok::<(), local_attention::gpu::DeviceError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+    options: GpuOptions,
+}
+
+#[derive(Debug)]
+struct Shared {
+    caps: AdapterCaps,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    group_layout: wgpu::BindGroupLayout,
+    pipeline_layout: wgpu::PipelineLayout,
+    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    dispatches: AtomicU64,
+}
+
+/// All adapters of this machine that compute, best first: discrete, integrated, other, software.
+pub async fn adapters() -> Vec<wgpu::Adapter> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    all.sort_by_key(rank);
+    all
+}
+
+impl Gpu {
+    /// On the caller's device. Its callbacks for errors and loss are left alone.
+    ///
+    /// # Errors
+    /// Where the device refuses the layout of the kernels' bindings: it needs 8 storage buffers a stage.
+    pub async fn new(
+        caps: AdapterCaps,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: GpuOptions,
+    ) -> Result<Self, DeviceError> {
+        let (group_layout, pipeline_layout) =
+            checked((&device, &queue), "the layout of bindings", || {
+                let group_layout = bindings::layout(&device);
+                let pipeline_layout =
+                    device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                        label: Some("local-attention"),
+                        bind_group_layouts: &[Some(&group_layout)],
+                        immediate_size: 0,
+                    });
+                (group_layout, pipeline_layout)
+            })
+            .await?;
+        let shared = Shared {
+            caps,
+            device,
+            queue,
+            group_layout,
+            pipeline_layout,
+            pipelines: Mutex::default(),
+            dispatches: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared), options })
+    }
+
+    /// On a device of its own.
+    ///
+    /// # Errors
+    /// No such adapter, or one that gives no device.
+    pub async fn request(request: &RequestOptions) -> Result<Self, DeviceError> {
+        let adapters = adapters().await;
+        let names: Vec<_> = adapters.iter().map(|a| a.get_info().name).collect();
+        let index = match &request.adapter {
+            None => (!adapters.is_empty()).then_some(0),
+            Some(asked) => {
+                asked.parse().ok().filter(|&i: &usize| i < adapters.len()).or_else(|| {
+                    let asked = asked.to_lowercase();
+                    names.iter().position(|n| n.to_lowercase().contains(&asked))
+                })
+            }
+        };
+        let Some(adapter) = index.map(|i| &adapters[i]) else {
+            let asked = request.adapter.clone().unwrap_or_else(|| "of any kind".to_owned());
+            return Err(DeviceError::NoAdapter { asked, present: names });
+        };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("local-attention"),
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16),
+            // All that there is: plans use what pays.
+            required_limits: adapter.limits(),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| {
+            DeviceError::Request { adapter: adapter.get_info().name, reason: e.to_string() }
+        })?;
+        Self::new(AdapterCaps::of(adapter), device, queue, request.options.clone()).await
+    }
+
+    /// [`Gpu::request`], waiting for it.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn request_blocking(request: &RequestOptions) -> Result<Self, DeviceError> {
+        pollster::block_on(Self::request(request))
+    }
+
+    /// The same device and pipelines with other options.
+    #[must_use]
+    pub fn with_options(&self, options: GpuOptions) -> Self {
+        Self { shared: self.shared.clone(), options }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.shared.device
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.shared.queue
+    }
+
+    /// What errors are caught on.
+    pub(super) fn both(&self) -> (&wgpu::Device, &wgpu::Queue) {
+        (&self.shared.device, &self.shared.queue)
+    }
+
+    /// Its adapter.
+    pub fn caps(&self) -> &AdapterCaps {
+        &self.shared.caps
+    }
+
+    /// How kernels are chosen.
+    pub fn options(&self) -> &GpuOptions {
+        &self.options
+    }
+
+    /// Dispatches recorded so far: proof that the GPU was asked.
+    pub fn dispatches(&self) -> u64 {
+        self.shared.dispatches.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_dispatch(&self) {
+        self.shared.dispatches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn group_layout(&self) -> &wgpu::BindGroupLayout {
+        &self.shared.group_layout
+    }
+
+    /// The largest binding, in bytes.
+    pub(super) fn max_binding_bytes(&self) -> u64 {
+        let limits = self.device().limits();
+        let own = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        self.options.max_binding_bytes.map_or(own, |asked| asked.min(own))
+    }
+
+    /// Workgroups in one dimension, at most.
+    pub(super) fn max_workgroups(&self) -> u32 {
+        let own = self.device().limits().max_compute_workgroups_per_dimension;
+        self.options.max_workgroups.map_or(own, |asked| asked.clamp(1, own))
+    }
+
+    /// The pipeline of a key, compiled at its first use.
+    pub(super) async fn pipeline(
+        &self,
+        key: PipelineKey,
+    ) -> Result<wgpu::ComputePipeline, PlanError> {
+        let known = |m: &Mutex<HashMap<_, wgpu::ComputePipeline>>| {
+            m.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        };
+        if let Some(pipeline) = known(&self.shared.pipelines) {
+            return Ok(pipeline);
+        }
+        let label = key.to_string();
+        let pipeline = checked(self.both(), "a pipeline", || {
+            let module = self.device().create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(&label),
+                source: wgpu::ShaderSource::Wgsl(key.wgsl().into()),
+            });
+            self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&label),
+                layout: Some(&self.shared.pipeline_layout),
+                module: &module,
+                entry_point: Some(PipelineKey::ENTRY_POINT),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: false,
+                    ..wgpu::PipelineCompilationOptions::default()
+                },
+                cache: None,
+            })
+        })
+        .await?;
+        let mut all = self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(all.entry(key).or_insert(pipeline).clone())
+    }
+}
+
+/// What `make` gives, unless the device complains about it.
+pub(super) async fn checked<T>(
+    (device, queue): (&wgpu::Device, &wgpu::Queue),
+    doing: &'static str,
+    make: impl FnOnce() -> T,
+) -> Result<T, DeviceError> {
+    // The guards do not cross a point of waiting: the future can go to another thread.
+    let (made, errors) = {
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = make();
+        let validation = validation.pop();
+        let internal = internal.pop();
+        (made, (validation, internal, memory.pop()))
+    };
+    let (validation, internal, memory) = (errors.0.await, errors.1.await, errors.2.await);
+    if let Some(e) = memory {
+        return Err(DeviceError::OutOfMemory { doing, reason: e.to_string() });
+    }
+    let Some(e) = validation.or(internal) else { return Ok(made) };
+    let reason = e.to_string();
+    // wgpu has no kind of its own for a lost device: it refuses what no device refuses.
+    match works(device, queue).await {
+        true => Err(DeviceError::Refused { doing, reason }),
+        false => Err(DeviceError::Lost { doing, reason }),
+    }
+}
+
+/// Whether a device still takes data.
+async fn works(device: &wgpu::Device, queue: &wgpu::Queue) -> bool {
+    let error = {
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 16,
+            usage: wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        queue.write_buffer(&buffer, 0, &[0; 16]);
+        scope.pop()
+    };
+    error.await.is_none()
+}

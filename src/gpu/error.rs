@@ -1,0 +1,208 @@
+//! What can go wrong with a device.
+
+use thiserror::Error;
+
+use crate::RunError;
+
+/// A device that cannot be had, or that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// No adapter, or none of the name asked for.
+    #[error("adapter {asked}: {} present{}", if .present.is_empty() { "none is" } else { "those are" }, if .present.is_empty() { String::new() } else { format!(": {}", .present.join(", ")) })]
+    NoAdapter {
+        /// What was asked for.
+        asked: String,
+        /// The adapters there are.
+        present: Vec<String>,
+    },
+    /// An adapter that gave no device.
+    #[error("adapter {adapter} gave no device: {reason}")]
+    Request {
+        /// Its name.
+        adapter: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The device is gone: make another `Gpu`.
+    #[error("the device was lost while {doing}: {reason}")]
+    Lost {
+        /// What was being done.
+        doing: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// Memory of the device ran out.
+    #[error("the device has no memory for {doing}: {reason}")]
+    OutOfMemory {
+        /// What was being done.
+        doing: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The device refused what it was asked for.
+    #[error("the device refused {doing}: {reason}")]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// A problem that no kernel carries out on this device.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// Features that do not fit the largest tile.
+    #[error("head_dim is {got}: the GPU engine takes at most {max}")]
+    HeadDim {
+        /// The size given.
+        got: usize,
+        /// The largest one.
+        max: usize,
+    },
+    /// A limit of the device below what the smallest kernel needs.
+    #[error("{limit} is {got} on this device: the GPU engine needs at least {needed}")]
+    Limit {
+        /// The limit's name.
+        limit: &'static str,
+        /// The device's.
+        got: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// One query or one row that is larger than a binding of the device.
+    #[error(
+        "{tensor} needs {needed} bytes for one query range: a binding of this device has at most {max}"
+    )]
+    LayoutExceedsBinding {
+        /// The tensor.
+        tensor: &'static str,
+        /// Bytes of the smallest part.
+        needed: u64,
+        /// The largest binding.
+        max: u64,
+    },
+    /// Memory that could not be had, on the host.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A pipeline that the device does not compile, or memory it does not have.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Tensors that do not fit a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// A tensor of another shape than the plan's.
+    #[error("{tensor} has shape {got:?}: this plan needs {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: &'static str,
+        /// The shape given.
+        got: Vec<usize>,
+        /// The shape planned.
+        expected: Vec<usize>,
+    },
+    /// A tensor that is missing, or one too many.
+    #[error("{tensor} is {}", if *.given { "given: the problem was made without one" } else { "missing: the problem was made with one" })]
+    Presence {
+        /// `mask`, `attn_bias` or `lse`.
+        tensor: &'static str,
+        /// Whether it was given.
+        given: bool,
+    },
+    /// A tensor of another type than the plan's.
+    #[error("{tensor} is {got}: this plan needs {needed}")]
+    Dtype {
+        /// The tensor.
+        tensor: &'static str,
+        /// The type given.
+        got: &'static str,
+        /// The types that fit.
+        needed: &'static str,
+    },
+    /// An offset or a stride that the plan's kernel cannot read.
+    #[error("{tensor} has {what} {got}: {allowed}")]
+    Layout {
+        /// The tensor.
+        tensor: &'static str,
+        /// What does not fit.
+        what: &'static str,
+        /// Its value.
+        got: i64,
+        /// What is allowed, in words.
+        allowed: &'static str,
+    },
+    /// A buffer that ends before its tensor.
+    #[error("{tensor} ends {needed} bytes into its buffer, which has {got}")]
+    BufferSize {
+        /// The tensor.
+        tensor: &'static str,
+        /// The buffer's bytes.
+        got: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// A buffer that was not made for storage.
+    #[error("{tensor} lies in a buffer with usages {got}: STORAGE is needed")]
+    Usage {
+        /// The tensor.
+        tensor: &'static str,
+        /// The usages given.
+        got: String,
+    },
+    /// A result in the memory or the buffer of an input.
+    #[error("{output} shares a buffer with {input}: a dispatch cannot read and write one buffer")]
+    Aliasing {
+        /// `out` or `lse`.
+        output: &'static str,
+        /// The other tensor.
+        input: &'static str,
+    },
+    /// More dimensions than kernels count.
+    #[error("the leading dimensions are {got} that do not merge: at most 4 are allowed")]
+    Rank {
+        /// Dimensions left after merging.
+        got: usize,
+    },
+    /// A workspace without a free slot: submit, then `recall`, or make a larger one.
+    #[error(
+        "the workspace has {slots} slots, all in use, and {needed} are needed: recall() it after a submit, or make a larger one"
+    )]
+    NoSlot {
+        /// Its size.
+        slots: usize,
+        /// Slots needed.
+        needed: usize,
+    },
+    /// A workspace other than the one it was bound with.
+    #[error("the workspace is not the one that the tensors were bound with")]
+    Workspace,
+    /// The tensors cannot be cut into parts that fit the device.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// What the device said.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A call of the GPU engine that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// Tensors that are not what the problem describes, or host memory that cannot be had.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A problem that no kernel carries out.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Tensors that do not fit the plan.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A device that failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}

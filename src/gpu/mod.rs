@@ -1,0 +1,29 @@
+//! The GPU engine: the whole forward pass in one fused dispatch, on any adapter, on the caller's own
+//! device.
+//!
+//! [`Gpu`] is a device with its compiled pipelines, [`Plan`] a problem made ready for it, [`Workspace`]
+//! memory that calls share, [`Bound`] a plan with its tensors. The first two are expensive and kept;
+//! [`Bound::encode`] is cheap: it records into the caller's pass, submits nothing and allocates
+//! nothing. [`Gpu::forward`] does all of it for tensors in host memory.
+
+mod bindings;
+mod bound;
+mod device;
+mod error;
+mod forward;
+mod params;
+mod plan;
+mod shader;
+mod tensor;
+mod workspace;
+
+pub use bound::Bound;
+pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
+pub use error::{BindError, DeviceError, GpuError, PlanError};
+pub use forward::GpuElement;
+pub use plan::{Layouts, Plan};
+pub use shader::{MAX_HEAD_DIM, PipelineKey, Storage};
+pub use tensor::{Dtype, ForwardTensors, TensorView};
+/// The version of wgpu whose devices and buffers the engine takes.
+pub use wgpu;
+pub use workspace::Workspace;

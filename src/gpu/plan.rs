@@ -1,0 +1,367 @@
+//! A plan: a problem's pipeline, tables and uniforms on a device, and how its work is cut.
+
+use std::ops::Range;
+
+use super::device::{Gpu, checked};
+use super::error::PlanError;
+use super::params::{self, Params, Table};
+use super::shader::{MAX_HEAD_DIM, PipelineKey, Storage};
+use crate::rotary;
+use crate::{Call, Problem};
+
+/// How a plan's tensors are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Layouts {
+    /// Type of q, k, v, the bias and the output.
+    pub storage: Storage,
+    /// Whether features lie side by side and every offset and every other stride of q, k, v and
+    /// out is a multiple of four elements: such tensors are read four features at a time.
+    pub vec4: bool,
+}
+
+impl Layouts {
+    /// Row-major tensors from offsets that are multiples of 16 bytes on.
+    pub fn contiguous(storage: Storage, problem: &Problem) -> Self {
+        let shape = problem.shape();
+        let sizes = [shape.head_dim, shape.value_dim];
+        Self { storage, vec4: sizes.iter().all(|s| s.is_multiple_of(4)) }
+    }
+
+    /// Tensors with any offsets and strides.
+    pub fn any(storage: Storage) -> Self {
+        Self { storage, vec4: false }
+    }
+}
+
+/// A problem made ready for a device: expensive to make, to be used for every call.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(super) gpu: Gpu,
+    pub(super) problem: Problem,
+    key: PipelineKey,
+    pipeline: wgpu::ComputePipeline,
+    /// With the same key but for dropout.
+    dropping: Option<wgpu::ComputePipeline>,
+    pub(super) tables: wgpu::Buffer,
+    /// What is bound where there is no tensor: read, and written.
+    pub(super) nothing: [wgpu::Buffer; 2],
+    /// All uniforms that do not depend on the part that is computed.
+    pub(super) base: Params,
+}
+
+/// A part of a problem that one dispatch computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) rows: Range<usize>,
+    pub(super) queries: Range<usize>,
+    /// The real keys it reads, one at least.
+    pub(super) keys: Range<usize>,
+}
+
+impl Gpu {
+    /// Chooses a kernel for a problem, compiles it and uploads the rotary tables.
+    ///
+    /// # Errors
+    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, a failed compilation.
+    pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
+        let key = self.key(problem, layouts)?;
+        let pipeline = self.pipeline(key).await?;
+        let dropping = match problem.dropout > 0.0 {
+            true => Some(self.pipeline(PipelineKey { dropout: true, ..key }).await?),
+            false => None,
+        };
+        let mut base = base_params(problem);
+        let block = (key.queries() as usize).min(problem.query_block());
+        base.block_len = block as u32;
+        let words = tables(problem, &mut base)?;
+        let buffer = |label, bytes: u64| {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: bytes.max(16),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        let needed = 4 * words.len() as u64;
+        let max = self.device().limits().max_storage_buffer_binding_size;
+        if needed > max {
+            return Err(PlanError::LayoutExceedsBinding { tensor: "rotary tables", needed, max });
+        }
+        let (tables, nothing) = checked(self.both(), "the rotary tables", || {
+            let tables = buffer("rotary tables", needed);
+            if !words.is_empty() {
+                self.queue().write_buffer(&tables, 0, bytemuck::cast_slice(&words));
+            }
+            (tables, [buffer("no tensor", 16), buffer("no result", 16)])
+        })
+        .await?;
+        let (gpu, problem) = (self.clone(), problem.clone());
+        Ok(Plan { gpu, problem, key, pipeline, dropping, tables, nothing, base })
+    }
+
+    /// The kernel that would be chosen for a problem, dropout aside.
+    ///
+    /// # Errors
+    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs.
+    pub fn key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
+        let shape = problem.shape();
+        if shape.head_dim > MAX_HEAD_DIM {
+            return Err(PlanError::HeadDim { got: shape.head_dim, max: MAX_HEAD_DIM });
+        }
+        let rotary_quads = problem.rotary.is_none() || shape.head_dim.is_multiple_of(8);
+        let fewer_keys = !problem.geometry.sees_padding() && shape.key_len < shape.seq_len;
+        let key = PipelineKey {
+            storage: layouts.storage,
+            chunks: shape.head_dim.div_ceil(64).next_power_of_two() as u32,
+            keys: 16,
+            vec4: layouts.vec4 && rotary_quads,
+            dropout: false,
+            degenerate: shape.mask.is_some() || shape.bias.is_some() || fewer_keys,
+        };
+        self.check_limits(&key)?;
+        let wide = PipelineKey { keys: 32, ..key };
+        let room = self.device().limits().max_compute_workgroup_storage_size;
+        let takes_wide = self.options().tile_keys != Some(16) && wide.workgroup_bytes() <= room;
+        Ok(if takes_wide { wide } else { key })
+    }
+
+    /// [`Gpu::plan`], waiting for it.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn plan_blocking(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
+        pollster::block_on(self.plan(problem, layouts))
+    }
+
+    fn check_limits(&self, key: &PipelineKey) -> Result<(), PlanError> {
+        let limits = self.device().limits();
+        for (limit, got, needed) in [
+            (
+                "max_compute_workgroup_storage_size",
+                limits.max_compute_workgroup_storage_size,
+                key.workgroup_bytes(),
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup,
+                key.threads(),
+            ),
+            ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, key.threads()),
+            (
+                "max_storage_buffers_per_shader_stage",
+                limits.max_storage_buffers_per_shader_stage,
+                8,
+            ),
+        ] {
+            if got < needed {
+                let (got, needed) = (u64::from(got), u64::from(needed));
+                return Err(PlanError::Limit { limit, got, needed });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// The kernel it runs.
+    pub fn key(&self) -> PipelineKey {
+        self.key
+    }
+
+    /// The problem it carries out.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The pipeline of a call.
+    pub(super) fn pipeline(&self, call: &Call) -> &wgpu::ComputePipeline {
+        self.dropping.as_ref().filter(|_| call.dropout.is_some()).unwrap_or(&self.pipeline)
+    }
+
+    /// Workgroups of a part.
+    pub(super) fn workgroups(&self, chunk: &Chunk) -> [u32; 3] {
+        let block = self.base.block_len as usize;
+        let blocks = chunk.queries.end.div_ceil(block) - chunk.queries.start / block;
+        let features = self.problem.shape.value_dim;
+        let values = features.div_ceil(64 * self.key.chunks as usize).max(1);
+        [blocks as u32, chunk.rows.len() as u32, values as u32]
+    }
+
+    /// Cuts the work into parts that `fits` accepts, by rows and then by queries. Parts begin at
+    /// blocks of queries; which bits come out does not depend on them.
+    pub(super) fn chunks(
+        &self,
+        fits: &dyn Fn(&Chunk) -> Result<(), PlanError>,
+    ) -> Result<Vec<Chunk>, PlanError> {
+        let shape = &self.problem.shape;
+        let mut done = Vec::new();
+        if shape.query.is_empty() || self.problem.batch == 0 {
+            return Ok(done);
+        }
+        // In the order of the output: halves are put back last first.
+        let mut open = vec![(0..self.problem.batch, shape.query.clone())];
+        while let Some((rows, queries)) = open.pop() {
+            let keys = self.keys_of(&queries);
+            let chunk = Chunk { rows: rows.clone(), queries: queries.clone(), keys };
+            let unfit = match self.small_enough(&chunk) {
+                true => fits(&chunk).err(),
+                false => Some(PlanError::LayoutExceedsBinding { tensor: "out", needed: 0, max: 0 }),
+            };
+            let Some(unfit) = unfit else {
+                done.push(chunk);
+                continue;
+            };
+            let block = self.base.block_len as usize;
+            let middle = queries.start.midpoint(queries.end).next_multiple_of(block);
+            if rows.len() > 1 {
+                let cut = rows.start.midpoint(rows.end);
+                open.push((cut..rows.end, queries.clone()));
+                open.push((rows.start..cut, queries));
+            } else if middle > queries.start && middle < queries.end {
+                open.push((rows.clone(), middle..queries.end));
+                open.push((rows, queries.start..middle));
+            } else {
+                return match self.small_enough(&chunk) {
+                    true => Err(unfit),
+                    false if fits(&chunk).is_ok() => {
+                        // One block of queries: as small as it gets.
+                        done.push(chunk);
+                        continue;
+                    }
+                    false => Err(unfit),
+                };
+            }
+        }
+        Ok(done)
+    }
+
+    /// Whether a part stays within a dispatch, and within the patience of a driver's watchdog.
+    fn small_enough(&self, chunk: &Chunk) -> bool {
+        let most = self.gpu.max_workgroups();
+        let shape = &self.problem.shape;
+        let keys = self.problem.geometry.slots().min(shape.key_len) as f64;
+        let products = chunk.rows.len() as f64 * chunk.queries.len() as f64 * keys;
+        let flops = 2.0 * products * (shape.head_dim + shape.value_dim) as f64;
+        self.workgroups(chunk).iter().all(|&n| n <= most)
+            && flops <= self.gpu.options().max_chunk_flops
+    }
+
+    /// The real keys that some of these queries read.
+    fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
+        let geometry = &self.problem.geometry;
+        let last = queries.end - 1;
+        let keys = if self.key.degenerate {
+            let end = geometry.gathered(geometry.window_of(last)).end;
+            geometry.gathered(geometry.window_of(queries.start)).start..end
+        } else {
+            geometry.visible_range(queries.start).start..geometry.visible_range(last).end
+        };
+        // At least one: no binding may be empty.
+        let start = keys.start.min(geometry.key_len() - 1);
+        start..keys.end.min(geometry.key_len()).max(start + 1)
+    }
+
+    /// The uniforms of a part and a call; views are the caller's to fill in.
+    pub(super) fn params(&self, chunk: &Chunk) -> Params {
+        Params {
+            query_start: chunk.queries.start as u32,
+            query_end: chunk.queries.end as u32,
+            first_block: chunk.queries.start as u32 / self.base.block_len,
+            first_row: chunk.rows.start as u32,
+            ..self.base
+        }
+    }
+}
+
+/// Uniforms that follow from the problem alone.
+fn base_params(problem: &Problem) -> Params {
+    let (geometry, shape) = (&problem.geometry, &problem.shape);
+    let bits = geometry.bits();
+    let mut flags = 0;
+    for (on, flag) in [
+        (bits.causal, params::CAUSAL),
+        (bits.exact.is_some(), params::EXACT),
+        (geometry.sees_padding(), params::VISIBLE_PADDING),
+        (problem.shared_qk, params::SHARED_QK),
+        (problem.uniform_masked_rows, params::UNIFORM_MASKED_ROWS),
+        (shape.mask.is_some(), params::MASK),
+        (shape.bias.is_some(), params::BIAS),
+        (shape.bias.is_some_and(|b| b.slots > 1), params::BIAS_VARIES),
+        (shape.lse, params::LSE),
+        (problem.rotary.is_some(), params::ROTARY),
+        (geometry.rotary_shift() > 0, params::TAIL_ALIGNED),
+    ] {
+        flags |= if on { flag } else { 0 };
+    }
+    // All lengths and positions are below 2^31, by the checks of shapes.
+    let small = |x: usize| x.min(i32::MAX as usize - 1) as u32;
+    let (backward, forward) = bits.exact.unwrap_or((0, 0));
+    // Zeros of autopad are visited only where a mask or a bias tells them apart.
+    let varies = shape.bias.is_some_and(|b| b.slots > 1);
+    let key_end = match shape.mask {
+        Some(mask) => mask.len.min(geometry.padded_len()).max(geometry.key_len()),
+        None if varies => geometry.padded_len(),
+        None => geometry.key_len(),
+    };
+    Params {
+        window: small(geometry.window()),
+        look_backward: small(bits.look_backward),
+        look_forward: small(bits.look_forward),
+        flags,
+        reach_backward: small(backward),
+        reach_forward: small(forward),
+        key_len: small(geometry.key_len()),
+        padded_len: geometry.padded_len() as u32,
+        key_end: key_end as u32,
+        head_dim: shape.head_dim as u32,
+        value_dim: shape.value_dim as u32,
+        seq_len: geometry.seq_len() as u32,
+        scale: (problem.scale * std::f64::consts::LOG2_E)
+            .clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
+        mask_rows_share: shape.mask.map_or(1, |m| (problem.batch / m.rows).max(1)) as u32,
+        mask_len: shape.mask.map_or(0, |m| m.len) as u32,
+        bias_rows: shape.bias.map_or(1, |b| b.rows) as u32,
+        bias_queries: shape.bias.map_or(1, |b| b.queries) as u32,
+        slots: geometry.slots() as u32,
+        leading: [1, 1, 1, problem.batch as u32],
+        ..Params::default()
+    }
+}
+
+/// The rotary tables as vec4s, halves of the features padded to whole ones; where they lie goes into
+/// the uniforms.
+fn tables(problem: &Problem, base: &mut Params) -> Result<Vec<f32>, PlanError> {
+    let Some(tables) = problem.rotary_tables()? else { return Ok(Vec::new()) };
+    let half = problem.shape.head_dim / 2;
+    let (angles, xpos) = tables.parts();
+    let mut words = Vec::new();
+    let mut add = |table: Option<&rotary::Table<f32>>| {
+        let Some(table) = table else { return Table::default() };
+        let first = (words.len() / 4) as u32;
+        for row in table.values.chunks_exact(table.width.max(1)) {
+            for part in row.chunks_exact(half) {
+                words.extend_from_slice(part);
+                words.resize(words.len().next_multiple_of(4), 0.0);
+            }
+        }
+        let run = |i: usize| table.runs.get(i).cloned().unwrap_or(0..0);
+        Table {
+            first,
+            start: run(0).start as i32 as u32,
+            len: (run(0).end - run(0).start) as u32,
+            second_start: run(1).start as i32 as u32,
+        }
+    };
+    (base.angles, base.angles_fine) = (add(angles[0]), add(angles[1]));
+    (base.xpos, base.xpos_fine) = (add(xpos[0]), add(xpos[1]));
+    for (on, flag) in [
+        (angles[1].is_some(), params::ROTARY_SPLIT),
+        (xpos[0].is_some(), params::XPOS),
+        (xpos[1].is_some(), params::XPOS_SPLIT),
+    ] {
+        base.flags |= if on { flag } else { 0 };
+    }
+    Ok(words)
+}

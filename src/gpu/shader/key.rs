@@ -1,0 +1,139 @@
+//! What decides a pipeline's text.
+
+use std::fmt;
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Storage {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats; computed in 32 bits.
+    F16,
+}
+
+impl Storage {
+    /// Bytes of an element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// Everything that a pipeline is compiled for. All else (windows, causality, quirks, broadcasting,
+/// which tensors there are) is data: one pipeline serves every geometry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PipelineKey {
+    /// Type of q, k, v, the bias and the output.
+    pub storage: Storage,
+    /// Chunks of 64 features that fit: 1, 2 or 4.
+    pub chunks: u32,
+    /// Keys of a tile: 16, which 16 KiB of workgroup memory have room for, or 32.
+    pub keys: u32,
+    /// Whether tensors are read four features at a time.
+    pub vec4: bool,
+    /// Whether weights are dropped.
+    pub dropout: bool,
+    /// Whether rows may see nothing, and average over what they do not see.
+    pub degenerate: bool,
+}
+
+/// The largest head_dim of the kernels.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Features of a chunk.
+pub(crate) const CHUNK: usize = 64;
+const THREADS: u32 = 64;
+const GROUPS: u32 = 8;
+
+impl PipelineKey {
+    /// Every key there is.
+    pub fn all() -> Vec<Self> {
+        let mut keys = Vec::new();
+        for storage in [Storage::F32, Storage::F16] {
+            for chunks in [1, 2, 4] {
+                for tile in [16, 32] {
+                    for bits in 0..8 {
+                        keys.push(Self {
+                            storage,
+                            chunks,
+                            keys: tile,
+                            vec4: bits & 1 != 0,
+                            dropout: bits & 2 != 0,
+                            degenerate: bits & 4 != 0,
+                        });
+                    }
+                }
+            }
+        }
+        keys
+    }
+
+    /// Queries of a workgroup, at most.
+    pub fn queries(&self) -> u32 {
+        self.thread_queries() * GROUPS
+    }
+
+    /// Queries of a thread: with more features fewer, so that registers hold the output.
+    pub(crate) fn thread_queries(&self) -> u32 {
+        4 / self.chunks
+    }
+
+    /// Keys of a thread.
+    pub(crate) fn thread_keys(&self) -> u32 {
+        self.keys / GROUPS
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(&self) -> u32 {
+        THREADS
+    }
+
+    /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let quads = self.queries() * (16 * self.chunks + 1) + self.keys * 17;
+        let floats = self.queries() * (self.keys + 1) + self.queries() * GROUPS;
+        16 * quads + 4 * floats
+    }
+}
+
+impl fmt::Display for PipelineKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let storage = match self.storage {
+            Storage::F32 => "f32",
+            Storage::F16 => "f16",
+        };
+        write!(f, "forward-{storage}-d{}-k{}", self.chunks * CHUNK as u32, self.keys)?;
+        for (on, name) in
+            [(self.vec4, "-vec4"), (self.dropout, "-dropout"), (self.degenerate, "-degenerate")]
+        {
+            if on {
+                f.write_str(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_tiles_fit_the_smallest_device() {
+        for key in PipelineKey::all() {
+            let limit = if key.keys == 16 { 16 << 10 } else { 32 << 10 };
+            assert!(key.workgroup_bytes() <= limit, "{key}: {}", key.workgroup_bytes());
+        }
+    }
+
+    #[test]
+    fn labels_tell_keys_apart() {
+        let mut labels: Vec<_> = PipelineKey::all().iter().map(ToString::to_string).collect();
+        let all = labels.len();
+        labels.sort();
+        labels.dedup();
+        assert_eq!(labels.len(), all);
+    }
+}

@@ -1,0 +1,63 @@
+//! From a key to WGSL.
+
+mod key;
+mod prelude;
+mod preprocess;
+
+pub use key::{MAX_HEAD_DIM, PipelineKey, Storage};
+
+/// The sources, by the name they are imported by.
+fn source_of(name: &str) -> Option<&'static str> {
+    macro_rules! sources {
+        ($($name:literal: $path:literal),* $(,)?) => {
+            match name {
+                $($name => Some(include_str!(concat!("../../../shaders/", $path))),)*
+                _ => None,
+            }
+        };
+    }
+    sources! {
+        "forward": "forward.wgsl",
+        "params": "shared/params.wgsl",
+        "window": "shared/window.wgsl",
+        "rotary": "shared/rotary.wgsl",
+        "tile": "shared/tile.wgsl",
+        "scores": "shared/scores.wgsl",
+        "softmax": "shared/softmax.wgsl",
+        "dropout": "shared/dropout.wgsl",
+        "degenerate": "shared/degenerate.wgsl",
+    }
+}
+
+impl PipelineKey {
+    /// The entry point of its module.
+    pub const ENTRY_POINT: &'static str = "forward";
+
+    /// The WGSL of its pipeline.
+    pub fn wgsl(&self) -> String {
+        let mut defined = Vec::new();
+        for (on, name) in [(self.dropout, "DROPOUT"), (self.degenerate, "DEGENERATE")] {
+            if on {
+                defined.push(name);
+            }
+        }
+        // The sources are part of the crate, and a test expands them for every key.
+        let body = preprocess::expand("forward", &source_of, &defined)
+            .unwrap_or_else(|e| format!("// {e}\n"));
+        prelude::render(self) + &body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_expands() {
+        for key in PipelineKey::all() {
+            let text = key.wgsl();
+            assert!(text.contains("fn forward("), "{key}:\n{text}");
+            assert_eq!(text.contains("fn philox("), key.dropout || key.degenerate, "{key}");
+        }
+    }
+}

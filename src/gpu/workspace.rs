@@ -1,0 +1,99 @@
+//! Memory that calls share: slots for the uniforms of dispatches that are recorded and not yet
+//! submitted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{Gpu, checked};
+use super::error::{BindError, DeviceError};
+use super::params::Params;
+
+/// Uniform slots, one for each dispatch between two submissions.
+///
+/// A slot is written once and then left alone until [`recall`](Self::recall), so that two calls
+/// recorded before one submission are both right.
+#[derive(Debug)]
+pub struct Workspace {
+    id: u64,
+    buffer: wgpu::Buffer,
+    stride: u64,
+    slots: usize,
+    used: usize,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl Workspace {
+    /// Room for this many dispatches between two submissions, at least 1.
+    ///
+    /// # Errors
+    /// A device that has no memory for them.
+    pub async fn new(gpu: &Gpu, slots: usize) -> Result<Self, DeviceError> {
+        let alignment = u64::from(gpu.device().limits().min_uniform_buffer_offset_alignment);
+        let stride = (size_of::<Params>() as u64).next_multiple_of(alignment.max(16));
+        let slots = slots.max(1);
+        let buffer = checked(gpu.both(), "a workspace", || {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("local-attention workspace"),
+                size: stride.saturating_mul(slots as u64),
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
+        .await?;
+        Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), buffer, stride, slots, used: 0 })
+    }
+
+    /// [`Workspace::new`], waiting for it.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn new_blocking(gpu: &Gpu, slots: usize) -> Result<Self, DeviceError> {
+        pollster::block_on(Self::new(gpu, slots))
+    }
+
+    /// Slots in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Frees all slots. Call it once everything recorded so far has been *submitted*: a later
+    /// submission sees what is written after it.
+    pub fn recall(&mut self) {
+        self.used = 0;
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The buffer as it is bound: slots are dynamic offsets into it.
+    pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
+        wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: 0,
+            size: std::num::NonZeroU64::new(size_of::<Params>() as u64),
+        }
+    }
+
+    /// An error unless this many slots are free.
+    pub(super) fn check_room(&self, needed: usize) -> Result<(), BindError> {
+        if self.slots - self.used < needed {
+            return Err(BindError::NoSlot { slots: self.slots, needed });
+        }
+        Ok(())
+    }
+
+    /// Writes uniforms into a free slot and gives its offset.
+    pub(super) fn write(&mut self, queue: &wgpu::Queue, params: &Params) -> u32 {
+        let offset = self.used as u64 * self.stride;
+        self.used += 1;
+        queue.write_buffer(&self.buffer, offset, bytemuck::bytes_of(params));
+        offset as u32
+    }
+}

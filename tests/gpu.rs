@@ -1,0 +1,74 @@
+//! The GPU engine, on one adapter: against the f64 oracle, split and unsplit, on a caller's device.
+//!
+//! `LOCAL_ATTENTION_GPU`: `require` fails without an adapter, `auto` (the default) shows these tests
+//! as ignored then, `off` always does. `LOCAL_ATTENTION_ADAPTER`: a part of the adapter's name.
+
+mod common;
+mod gpu_suite;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use local_attention::gpu::{Gpu, RequestOptions};
+
+type Test = fn(&Gpu) -> Result<(), Failed>;
+
+const TESTS: [(&str, Test); 8] = [
+    ("matches_the_oracle", gpu_suite::oracle::every_factor),
+    ("the_same_bits_however_split", gpu_suite::split::same_bits),
+    ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
+    ("views_of_a_callers_buffers", gpu_suite::own_device::views),
+    ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),
+    ("bad_tensors_are_errors", gpu_suite::bad_input::bind_errors),
+    ("bad_problems_are_errors", gpu_suite::bad_input::plan_errors),
+    // Last: the device is gone afterwards.
+    ("a_lost_device_is_an_error", gpu_suite::bad_input::lost_device),
+];
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // One device, one test at a time.
+    args.test_threads = Some(1);
+    let setting = std::env::var("LOCAL_ATTENTION_GPU").unwrap_or_else(|_| "auto".to_owned());
+    let request = match std::env::var("LOCAL_ATTENTION_ADAPTER") {
+        Ok(name) => RequestOptions::adapter(name),
+        Err(_) => RequestOptions::default(),
+    };
+    let gpu = match setting.as_str() {
+        "off" => None,
+        "auto" => Gpu::request_blocking(&request).ok(),
+        "require" => match Gpu::request_blocking(&request) {
+            Ok(gpu) => Some(gpu),
+            Err(e) => {
+                eprintln!("LOCAL_ATTENTION_GPU=require: {e}");
+                return ExitCode::FAILURE;
+            }
+        },
+        other => {
+            eprintln!("LOCAL_ATTENTION_GPU is {other}: it must be require, auto or off");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Some(gpu) = &gpu {
+        let info = &gpu.caps().info;
+        println!("adapter: {} ({:?}, {})", info.name, info.backend, info.driver_info);
+    }
+    let trials = TESTS.map(|(name, test)| {
+        let absent = gpu.is_none();
+        let gpu = gpu.clone();
+        let run = move || match &gpu {
+            Some(gpu) => {
+                let before = gpu.dispatches();
+                test(gpu)?;
+                // Tests of refusals dispatch at least one call that is fine.
+                match gpu.dispatches() > before {
+                    true => Ok(()),
+                    false => Err("the GPU was never asked".into()),
+                }
+            }
+            None => Err("there is no adapter".into()),
+        };
+        Trial::test(name, run).with_ignored_flag(absent)
+    });
+    libtest_mimic::run(&args, trials.into()).exit_code()
+}

@@ -1,0 +1,132 @@
+//! What a plan, tensors or a device cannot do is a typed error, and the next call works.
+
+use libtest_mimic::Failed;
+use local_attention::gpu::wgpu;
+use local_attention::gpu::{
+    BindError, DeviceError, Dtype, ForwardTensors, Gpu, GpuError, Layouts, PlanError,
+    RequestOptions, Storage, TensorView, Workspace,
+};
+use local_attention::{
+    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+};
+
+use super::fail;
+use super::own_device::buffer;
+
+fn small_call(gpu: &Gpu) -> Result<(), GpuError> {
+    let t = || HostTensor::new(vec![0.5_f32; 32], [8, 4]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let got = gpu.forward_blocking(&problem, &inputs, &Call::default())?;
+    assert!(got.out.iter().all(|x| (x - 0.5).abs() < 1e-6));
+    Ok(())
+}
+
+pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([2], 8, 4).with_mask(1, 8)).unwrap();
+    let plan =
+        gpu.plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem)).map_err(fail)?;
+    let mut workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    let data = [0.5_f32; 64];
+    let (q, k, v, out, mask) = (
+        buffer(gpu, &data),
+        buffer(gpu, &data),
+        buffer(gpu, &data),
+        buffer(gpu, &data),
+        buffer(gpu, &[1.0; 8]),
+    );
+    let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [2, 8, 4]);
+    let good = || {
+        ForwardTensors::new(view(&q), view(&k), view(&v), view(&out))
+            .with_mask(TensorView::contiguous(&mask, Dtype::U32, [1, 8]))
+    };
+    let unusable = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 256,
+        usage: wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    type Change<'a> = Box<dyn Fn(&mut ForwardTensors<'a>) + 'a>;
+    let rows: Vec<(&str, Change<'_>)> = vec![
+        ("q has shape [2, 8, 3]", Box::new(|t| t.q.shape = vec![2, 8, 3])),
+        ("k has shape [8, 4]", Box::new(|t| t.k = TensorView::contiguous(&k, Dtype::F32, [8, 4]))),
+        ("out has shape [2, 8, 4]", Box::new(|t| t.out.strides_elems = vec![1])),
+        ("mask is missing", Box::new(|t| t.mask = None)),
+        ("attn_bias is given", Box::new(|t| t.attn_bias = Some(view(&v)))),
+        ("lse is given", Box::new(|t| t.lse = Some(view(&v)))),
+        ("v is f16", Box::new(|t| t.v.dtype = Dtype::F16)),
+        ("mask is f32", Box::new(|t| t.mask.as_mut().unwrap().dtype = Dtype::F32)),
+        ("q has offset_bytes 2", Box::new(|t| t.q.offset_bytes = 2)),
+        (
+            "q has a first element at 1",
+            Box::new(|t| {
+                t.q = TensorView::contiguous(&q, Dtype::F32, [2, 8, 4])
+                    .with_strides_elems([0, 4, 1])
+                    .with_offset_bytes(4);
+            }),
+        ),
+        ("k has a stride of 5", Box::new(|t| t.k.strides_elems = vec![0, 5, 1])),
+        ("k has a last stride of 0", Box::new(|t| t.k.strides_elems = vec![32, 4, 0])),
+        ("v has a first element at -28", Box::new(|t| t.v.strides_elems = vec![0, -4, 1])),
+        ("v ends 512 bytes", Box::new(|t| t.v.offset_bytes = 256)),
+        ("k lies in a buffer with usages", Box::new(|t| t.k = view(&unusable))),
+        ("out shares a buffer with q", Box::new(|t| t.out = view(&q))),
+    ];
+    for (says, change) in &rows {
+        let mut tensors = good();
+        change(&mut tensors);
+        match plan.bind_forward_blocking(&tensors, &workspace) {
+            Err(e) if e.to_string().starts_with(says) => {}
+            Err(e) => return Err(format!("'{e}' does not begin with '{says}'").into()),
+            Ok(_) => return Err(format!("accepted, where '{says}' was expected").into()),
+        }
+    }
+    // A workspace of another binding.
+    let bound = plan.bind_forward_blocking(&good(), &workspace).map_err(fail)?;
+    let mut other = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    let mut encoder =
+        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        let error = bound.encode(&mut pass, &mut other, &Call::default()).unwrap_err();
+        assert_eq!(error, BindError::Workspace);
+        bound.encode(&mut pass, &mut workspace, &Call::default()).map_err(fail)?;
+    }
+    gpu.queue().submit([encoder.finish()]);
+    small_call(gpu).map_err(fail)
+}
+
+pub fn plan_errors(gpu: &Gpu) -> Result<(), Failed> {
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([1], 8, 257)).unwrap();
+    let error = gpu.plan_blocking(&problem, &Layouts::any(Storage::F32)).unwrap_err();
+    assert_eq!(error, PlanError::HeadDim { got: 257, max: 256 });
+    let error = Gpu::request_blocking(&RequestOptions::adapter("no such adapter")).unwrap_err();
+    assert!(matches!(error, DeviceError::NoAdapter { .. }), "{error}");
+    // A batch of 0 has a result, of nothing.
+    let empty = || HostTensor::new(Vec::<f32>::new(), [0, 8, 4]).unwrap();
+    let inputs = HostInputs::new(empty(), empty(), empty());
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let got = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
+    assert_eq!((got.shape, got.out.len()), (vec![0, 8, 4], 0));
+    small_call(gpu).map_err(fail)
+}
+
+/// A device of its own is destroyed; another one works.
+pub fn lost_device(gpu: &Gpu) -> Result<(), Failed> {
+    let name = gpu.caps().info.name.clone();
+    let doomed = Gpu::request_blocking(&RequestOptions::adapter(name)).map_err(fail)?;
+    small_call(&doomed).map_err(fail)?;
+    doomed.device().destroy();
+    match small_call(&doomed) {
+        Err(
+            GpuError::Device(e)
+            | GpuError::Plan(PlanError::Device(e))
+            | GpuError::Bind(BindError::Device(e)),
+        ) if matches!(e, DeviceError::Lost { .. }) => {}
+        other => return Err(format!("{other:?}").into()),
+    }
+    small_call(gpu).map_err(fail)
+}

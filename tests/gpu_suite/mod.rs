@@ -1,0 +1,33 @@
+//! The tests of the GPU engine, by what they promise.
+
+pub mod bad_input;
+pub mod oracle;
+pub mod own_device;
+pub mod split;
+
+use libtest_mimic::Failed;
+
+use crate::common::{CHOICES, Noise};
+
+/// The numbers of a random case.
+pub fn list(seed: u64) -> Vec<u32> {
+    let mut noise = Noise::new(seed as usize);
+    (0..CHOICES).map(|_| noise.bits() as u32).collect()
+}
+
+/// Any error, as a test's.
+pub fn fail(error: impl std::fmt::Display) -> Failed {
+    error.to_string().into()
+}
+
+/// The largest difference; any NaN counts as infinite.
+pub fn worst(got: impl Iterator<Item = f32>, truth: &[f64]) -> f64 {
+    got.zip(truth).fold(0.0, |worst, (a, &b)| {
+        let error = (f64::from(a) - b).abs();
+        if error.is_nan() { f64::INFINITY } else { error.max(worst) }
+    })
+}
+
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}

@@ -1,0 +1,116 @@
+//! Every pair of values of the kernels' factors, each key with at least ten random geometries.
+
+use std::collections::BTreeMap;
+
+use half::f16;
+use libtest_mimic::Failed;
+use local_attention::gpu::{Gpu, GpuElement, GpuOptions, Layouts, PipelineKey, Storage};
+use local_attention::{Engine, ErrorBudget, HostInputs, Reference};
+
+use super::{fail, list, worst};
+use crate::common::Case;
+
+/// Geometries for each key.
+const LEAST: usize = 10;
+
+/// Values of a key's factors.
+fn factors(key: &PipelineKey) -> [u32; 6] {
+    [
+        key.storage as u32,
+        key.chunks,
+        key.keys,
+        u32::from(key.vec4),
+        u32::from(key.dropout),
+        u32::from(key.degenerate),
+    ]
+}
+
+/// Pairs of values of two factors that a key has.
+fn pairs(key: &PipelineKey) -> Vec<(usize, u32, usize, u32)> {
+    let values = factors(key);
+    let both = (0..6).flat_map(|i| (i + 1..6).map(move |j| (i, j)));
+    both.map(|(i, j)| (i, values[i], j, values[j])).collect()
+}
+
+/// Few keys that have every pair of values, chosen greedily.
+fn covering() -> Vec<PipelineKey> {
+    let all = PipelineKey::all();
+    let mut open: std::collections::BTreeSet<_> = all.iter().flat_map(pairs).collect();
+    let mut chosen = Vec::new();
+    while !open.is_empty() {
+        let gain = |key: &&PipelineKey| pairs(key).iter().filter(|p| open.contains(p)).count();
+        let Some(best) = all.iter().max_by_key(gain).copied() else { break };
+        pairs(&best).iter().for_each(|p| _ = open.remove(p));
+        chosen.push(best);
+    }
+    chosen
+}
+
+pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
+    let chosen = covering();
+    assert!(chosen.len() <= 24, "{} keys", chosen.len());
+    let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
+    let mut failures = Vec::new();
+    for seed in 0.. {
+        if hits.values().all(|&n| n >= LEAST) {
+            break;
+        }
+        assert!(seed < 20_000, "too few geometries of {hits:?}");
+        // Sizes of one, two and four chunks of features.
+        let case = match seed % 3 {
+            0 => Case::decode(&list(seed)),
+            1 => Case::decode_sized(&list(seed), &[72, 80, 128, 100], &[65, 96, 128]),
+            _ => Case::decode_sized(&list(seed), &[192, 132, 256], &[129, 200, 256]),
+        };
+        let storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
+        let tile = if seed / 6 % 2 == 0 { 16 } else { 32 };
+        let mut options = GpuOptions::default();
+        options.tile_keys = Some(tile);
+        let gpu = gpu.with_options(options);
+        let mut layouts = Layouts::any(storage);
+        layouts.vec4 = true;
+        let mut key = gpu.key(&case.problem(), &layouts).map_err(fail)?;
+        key.dropout = case.call.dropout.is_some();
+        let Some(n) = hits.get_mut(&key).filter(|n| **n < LEAST) else { continue };
+        *n += 1;
+        let result = match storage {
+            Storage::F16 => compare::<f16>(&gpu, &case, &case.half()),
+            _ => compare::<f32>(&gpu, &case, &case.inputs()),
+        };
+        if let Err(e) = result {
+            let Case { config, quirks, shape, .. } = &case;
+            failures.push(format!("seed {seed}, {key}: {e}\n{config:?}\n{quirks:?}\n{shape:?}"));
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(failures.join("\n").into()),
+    }
+}
+
+/// Output and lse against the oracle.
+fn compare<T: GpuElement>(
+    gpu: &Gpu,
+    case: &Case,
+    inputs: &HostInputs<'_, T>,
+) -> Result<(), String> {
+    let problem = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
+    let budget = ErrorBudget::measure_call(&problem, inputs, &case.call).unwrap();
+    let got = gpu.forward_blocking(&problem, inputs, &case.call).map_err(|e| e.to_string())?;
+    let error = worst(got.out.iter().map(|x| x.load()), &budget.oracle);
+    if error > budget.allowed() {
+        return Err(format!("out is off by {error:e}, allowed {:e}", budget.allowed()));
+    }
+    let wide = inputs.map(|x| f64::from(x.load()));
+    let narrow = inputs.map(|x| x.load());
+    let truth = Reference::<f64>::new().forward(&problem, &wide, &case.call).unwrap().lse.unwrap();
+    let plain =
+        Reference::<f32>::new().forward(&problem, &narrow, &case.call).unwrap().lse.unwrap();
+    let roundings = 4.0 * 2_f64.powi(-24) * (1.0 + budget.max_logit);
+    let allowed = 2.0 * worst(plain.into_iter(), &truth) + 2.0 * roundings;
+    let error = worst(got.lse.unwrap().into_iter(), &truth);
+    if error > allowed {
+        return Err(format!("lse is off by {error:e}, allowed {allowed:e}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! On a caller's device: its buffers, its passes, its submissions.
+
+use libtest_mimic::Failed;
+use local_attention::gpu::wgpu;
+use local_attention::gpu::{Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace};
+use local_attention::{
+    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+};
+
+use super::{bits, fail};
+use crate::common::Noise;
+
+const USES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
+
+pub fn buffer(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
+    let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes.len().max(4) as u64,
+        usage: USES,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, &bytes);
+    buffer
+}
+
+fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
+    let back = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: buffer.size(),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let mut encoder =
+        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &back, 0, Some(buffer.size()));
+    gpu.queue().submit([encoder.finish()]);
+    back.map_async(wgpu::MapMode::Read, .., |result| result.unwrap());
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let data = back.get_mapped_range(..).unwrap().to_vec();
+    data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
+    let mut encoder =
+        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// `[b, n, h, d]` tensors in one buffer each, read as `[b, h, n, d]`; k and v in one buffer, q and k
+/// the same tensor, values of another size, an output between other data.
+pub fn views(gpu: &Gpu) -> Result<(), Failed> {
+    let (b, n, h, d) = (2, 48, 3, 8);
+    let mut noise = Noise::new(5);
+    let data = noise.normals(b * n * h * d);
+    let attention =
+        LocalAttention::new(LocalAttentionConfig::new(8).dim(8).shared_qk(true)).unwrap();
+    let shape = AttentionShape::new([b, h], n, d).with_lse();
+    let problem = attention.problem(&shape).unwrap();
+    let strides = [(n * h * d) as i64, d as i64, (h * d) as i64, 1];
+    let host =
+        HostTensor::strided(&data[..], 0, [b, h, n, d], strides.map(|s| s as isize)).unwrap();
+    let inputs = HostInputs::new(host.clone(), host.clone(), host);
+    let expected = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
+
+    // Everything a multiple of 4 elements into its buffer, and then not.
+    for (offset, layouts) in
+        [(64_u64, Layouts::contiguous(Storage::F32, &problem)), (7, Layouts::any(Storage::F32))]
+    {
+        let padding = vec![f32::NAN; offset as usize];
+        let inside = [&padding[..], &data, &padding].concat();
+        let (x, out) = (buffer(gpu, &inside), buffer(gpu, &inside));
+        let lse = buffer(gpu, &vec![0.0; b * h * n]);
+        let view = |buffer| {
+            TensorView::contiguous(buffer, Dtype::F32, [b, h, n, d])
+                .with_strides_elems(strides)
+                .with_offset_bytes(4 * offset)
+        };
+        let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out))
+            .with_lse(TensorView::contiguous(&lse, Dtype::F32, [b, h, n]));
+        let plan = gpu.plan_blocking(&problem, &layouts).map_err(fail)?;
+        let mut workspace = Workspace::new_blocking(gpu, 4).map_err(fail)?;
+        let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &Call::default()).unwrap());
+        let all = read(gpu, &out);
+        let got = &all[offset as usize..][..data.len()];
+        for (i, x) in expected.out.iter().enumerate() {
+            let (e, t, head, batch) = (i % d, i / d % n, i / d / n % h, i / d / n / h);
+            let y = got[((batch * n + t) * h + head) * d + e];
+            if (x - y).abs() > 1e-6 {
+                return Err(format!("offset {offset}, element {i}: {y}, expected {x}").into());
+            }
+        }
+        // Nothing before or after the tensor is touched.
+        let around = [&all[..offset as usize], &all[offset as usize + data.len()..]].concat();
+        assert!(around.iter().all(|x| x.is_nan()), "written outside the output");
+        let lse = read(gpu, &lse);
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+        assert!(lse.iter().zip(expected.lse.as_ref().unwrap()).all(close));
+    }
+    Ok(())
+}
+
+/// Two calls with other seeds and other tensors, recorded before one submission, are both right;
+/// a workspace that is full says so.
+pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
+    let (n, d) = (32, 16);
+    let mut noise = Noise::new(6);
+    let (a, b) = (noise.normals(n * d), noise.normals(n * d));
+    let attention =
+        LocalAttention::new(LocalAttentionConfig::new(8).causal(true).dropout(0.5)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([], n, d)).unwrap();
+    let plan =
+        gpu.plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem)).map_err(fail)?;
+    let mut workspace = Workspace::new_blocking(gpu, 2).map_err(fail)?;
+    let calls = [(&a, Call::with_seed(1)), (&a, Call::with_seed(2)), (&b, Call::with_seed(2))];
+    let mut results = Vec::new();
+    for pair in [[0, 1], [1, 2]] {
+        let mut outs = Vec::new();
+        let mut bounds = Vec::new();
+        for i in pair {
+            let (x, out) = (buffer(gpu, calls[i].0), buffer(gpu, &vec![0.0; n * d]));
+            let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
+            let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out));
+            bounds.push(plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?);
+            outs.push(out);
+        }
+        submit(gpu, |pass| {
+            for (bound, i) in bounds.iter().zip(pair) {
+                bound.encode(pass, &mut workspace, &calls[i].1).unwrap();
+            }
+            let full = bounds[0].encode(pass, &mut workspace, &Call::default()).unwrap_err();
+            assert!(full.to_string().contains("2 slots, all in use"), "{full}");
+        });
+        workspace.recall();
+        results.extend(pair.into_iter().zip(outs.iter().map(|out| read(gpu, out))));
+    }
+    for (i, got) in results {
+        let t = || HostTensor::new(&calls[i].0[..], [n, d]).unwrap();
+        let alone = gpu
+            .forward_blocking(&problem, &HostInputs::new(t(), t(), t()), &calls[i].1)
+            .map_err(fail)?;
+        assert_eq!(bits(&got), bits(&alone.out), "call {i}");
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Work is cut into parts by limits; which bits come out does not depend on them.
+
+use libtest_mimic::Failed;
+use local_attention::gpu::{Gpu, GpuError, GpuOptions, PlanError};
+use local_attention::{
+    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+};
+
+use super::{bits, fail, list};
+use crate::common::Case;
+
+pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
+    let plain = gpu.with_options(GpuOptions::default());
+    let mut by_limit = [0; 4];
+    for seed in 0..400 {
+        if by_limit.iter().all(|&n| n >= 50) {
+            break;
+        }
+        let case = Case::decode(&list(50_000 + seed));
+        let (problem, inputs) = (case.problem(), case.inputs());
+        let whole = plain.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        for (axis, hits) in by_limit.iter_mut().enumerate() {
+            let mut options = GpuOptions::default();
+            match axis {
+                0 => options.max_binding_bytes = Some(8 << 10),
+                1 => options.max_binding_bytes = Some(2 << 10),
+                2 => options.max_workgroups = Some(2),
+                _ => options.max_chunk_flops = 1e4,
+            }
+            let before = gpu.dispatches();
+            let split = gpu.with_options(options);
+            let got = match split.forward_blocking(&problem, &inputs, &case.call) {
+                Ok(got) => got,
+                // What one block of queries sees does not fit.
+                Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => continue,
+                Err(e) => return Err(fail(e)),
+            };
+            if gpu.dispatches() > before + 1 {
+                *hits += 1;
+            }
+            if bits(&got.out) != bits(&whole.out)
+                || got.lse.as_deref().map(bits) != whole.lse.as_deref().map(bits)
+            {
+                return Err(format!("seed {seed}, limit {axis}: other bits\n{case:?}").into());
+            }
+        }
+    }
+    match by_limit.iter().all(|&n| n >= 50) {
+        true => Ok(()),
+        false => Err(format!("split by each limit {by_limit:?} times, 50 wanted").into()),
+    }
+}
+
+pub fn what_cannot_fit(gpu: &Gpu) -> Result<(), Failed> {
+    let data = vec![0.5_f32; 256 * 64];
+    let t = || HostTensor::new(&data[..], [256, 64]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(256)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let mut options = GpuOptions::default();
+    options.max_binding_bytes = Some(1 << 10);
+    let error = gpu.with_options(options).forward_blocking(&problem, &inputs, &Call::default());
+    match error {
+        Err(GpuError::Plan(PlanError::LayoutExceedsBinding { needed, max: 1024, .. })) => {
+            assert!(needed > 1024);
+        }
+        other => return Err(format!("{other:?}").into()),
+    }
+    gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
+    Ok(())
+}
