@@ -1,0 +1,73 @@
+//! Every kernel, without a GPU: accepted by naga and translated to SPIR-V, MSL and HLSL. Where
+//! `spirv-val` is installed (`LOCAL_ATTENTION_SPIRV_VAL=require` insists), it checks the SPIR-V.
+
+use std::process::{Command, Stdio};
+
+use local_attention::gpu::PipelineKey;
+use naga::back::{hlsl, msl, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
+    let text = key.wgsl();
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&text)));
+    // Nothing beyond WebGPU's baseline, to which unpacking halves belongs.
+    let baseline = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut validator = Validator::new(ValidationFlags::all(), baseline);
+    let info = validator
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&text)));
+    (module, info)
+}
+
+#[test]
+fn every_key_translates() {
+    let policies = BoundsCheckPolicies {
+        index: BoundsCheckPolicy::Restrict,
+        buffer: BoundsCheckPolicy::Restrict,
+        image_load: BoundsCheckPolicy::Restrict,
+        binding_array: BoundsCheckPolicy::Restrict,
+    };
+    let validated = spirv_val();
+    for key in PipelineKey::all() {
+        let (module, info) = module(&key);
+        let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
+        let words = spv::write_vec(&module, &info, &options, None).unwrap();
+        if validated {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("kernel.spv");
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            std::fs::write(&path, bytes).unwrap();
+            let out = Command::new("spirv-val").arg(&path).output().unwrap();
+            assert!(out.status.success(), "{key}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        let options = msl::Options {
+            bounds_check_policies: policies,
+            fake_missing_bindings: true,
+            ..msl::Options::default()
+        };
+        let (text, _) =
+            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap();
+        assert!(text.contains("kernel void"), "{key}");
+        let mut text = String::new();
+        let options = hlsl::Options { fake_missing_bindings: true, ..hlsl::Options::default() };
+        let pipeline = hlsl::PipelineOptions::default();
+        hlsl::Writer::new(&mut text, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{key}: {e}"));
+        assert!(text.contains("numthreads(64, 1, 1)"), "{key}");
+    }
+}
+
+/// Whether `spirv-val` is there.
+fn spirv_val() -> bool {
+    let present = Command::new("spirv-val")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
+    let required = std::env::var("LOCAL_ATTENTION_SPIRV_VAL").is_ok_and(|v| v == "require");
+    assert!(present || !required, "spirv-val is not installed");
+    present
+}
