@@ -13,7 +13,7 @@ use local_attention::gpu::{Gpu, RequestOptions};
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 8] = [
+const TESTS: [(&str, Test); 9] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
@@ -21,6 +21,7 @@ const TESTS: [(&str, Test); 8] = [
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),
     ("bad_tensors_are_errors", gpu_suite::bad_input::bind_errors),
     ("bad_problems_are_errors", gpu_suite::bad_input::plan_errors),
+    ("examples_run", gpu_suite::own_device::examples),
     // Last: the device is gone afterwards.
     ("a_lost_device_is_an_error", gpu_suite::bad_input::lost_device),
 ];

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use half::f16;
 use local_attention::cpu::Cpu;
+use local_attention::gpu::{DeviceError, Gpu, GpuElement, RequestOptions};
 use local_attention::{Call, Engine, LocalAttention, Reference};
 
 use crate::case::{Array, Case, Data, Dtype, Want};
@@ -24,22 +25,96 @@ pub enum Backend {
 }
 
 /// An engine that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Chosen {
+    Gpu(Gpu),
     Cpu,
     Reference,
     ReferenceF32,
 }
 
-/// Said wherever the GPU engine would have been the choice.
-pub const NO_GPU: &str = "this build has no GPU engine";
+/// The engines of this machine, and which one is wanted.
+pub struct Engines {
+    wanted: Backend,
+    gpu: Result<Gpu, DeviceError>,
+}
+
+impl Backend {
+    /// Opens the adapter, if this choice may need one.
+    pub fn open(self, adapter: Option<&str>) -> Result<Engines, BadInput> {
+        let request = adapter.map_or_else(RequestOptions::default, RequestOptions::adapter);
+        let gpu = match self {
+            Self::Auto | Self::Gpu => Gpu::request_blocking(&request),
+            // Never asked for.
+            _ => {
+                Err(DeviceError::NoAdapter { asked: "of any kind".to_owned(), present: Vec::new() })
+            }
+        };
+        match (self, adapter, gpu) {
+            (Self::Gpu, _, Err(e)) => Err(BadInput::Usage(format!("--backend gpu: {e}"))),
+            (Self::Auto, Some(_), Err(e)) => Err(BadInput::Usage(format!("--adapter: {e}"))),
+            // An adapter asked for by name is asked for.
+            (Self::Auto, Some(_), gpu) => Ok(Engines { wanted: Self::Gpu, gpu }),
+            (wanted, _, gpu) => Ok(Engines { wanted, gpu }),
+        }
+    }
+}
+
+impl Engines {
+    /// Every engine that is there, software adapters included.
+    pub fn all() -> Self {
+        Self { wanted: Backend::Auto, gpu: Gpu::request_blocking(&RequestOptions::default()) }
+    }
+
+    /// Those that compute on inputs of this type.
+    pub fn present(&self, dtype: Dtype) -> Vec<Chosen> {
+        let mut all = vec![Chosen::Reference, Chosen::ReferenceF32, Chosen::Cpu];
+        all.extend(self.gpu.iter().cloned().map(Chosen::Gpu));
+        all.retain(|engine| engine.takes(dtype));
+        all
+    }
+
+    /// Why the GPU engine is not there, if it is not.
+    pub fn absent_gpu(&self) -> Option<String> {
+        self.gpu.as_ref().err().map(ToString::to_string)
+    }
+
+    /// The engine for inputs of this type, and why it is the one.
+    pub fn choose(&self, dtype: Dtype) -> Result<(Chosen, String), BadInput> {
+        let asked = |engine| (engine, "asked for".to_owned());
+        let cpu =
+            |why: String| (Chosen::Cpu, format!("{why}, so the CPU engine is the fastest here"));
+        let (chosen, why) = match (self.wanted, &self.gpu) {
+            (Backend::Auto, _) if dtype == Dtype::F64 => {
+                (Chosen::Reference, "F64 is computed by the reference alone".to_owned())
+            }
+            (Backend::Gpu, Ok(gpu)) => asked(Chosen::Gpu(gpu.clone())),
+            (Backend::Auto, Ok(gpu)) if !gpu.caps().is_software() => {
+                (Chosen::Gpu(gpu.clone()), "the best adapter of this machine".to_owned())
+            }
+            (Backend::Auto, Ok(gpu)) => {
+                cpu(format!("{} is software on the CPU", gpu.caps().info.name))
+            }
+            (Backend::Auto | Backend::Gpu, Err(_)) => cpu("there is no GPU adapter".to_owned()),
+            (Backend::Cpu, _) => asked(Chosen::Cpu),
+            (Backend::Reference, _) => asked(Chosen::Reference),
+            (Backend::ReferenceF32, _) => asked(Chosen::ReferenceF32),
+        };
+        if !chosen.takes(dtype) {
+            return Err(BadInput::Usage(format!(
+                "--backend {}: q, k and v are {}, which the backend reference alone computes",
+                chosen.name(),
+                dtype.name()
+            )));
+        }
+        Ok((chosen, why))
+    }
+}
 
 impl Chosen {
-    /// Every engine that is there.
-    pub const ALL: [Self; 3] = [Self::Reference, Self::ReferenceF32, Self::Cpu];
-
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
+            Self::Gpu(_) => "gpu",
             Self::Cpu => "cpu",
             Self::Reference => "reference",
             Self::ReferenceF32 => "reference-f32",
@@ -47,13 +122,17 @@ impl Chosen {
     }
 
     /// Whether it computes on inputs of this type: F64 is the oracle's alone.
-    pub fn takes(self, dtype: Dtype) -> bool {
-        dtype != Dtype::F64 || self == Self::Reference
+    fn takes(&self, dtype: Dtype) -> bool {
+        dtype != Dtype::F64 || matches!(self, Self::Reference)
     }
 
     /// What it is, for people.
-    pub fn describe(self) -> String {
+    pub fn describe(&self) -> String {
         match self {
+            Self::Gpu(gpu) => {
+                let info = &gpu.caps().info;
+                format!("gpu, {} ({:?})", info.name, info.backend)
+            }
             Self::Cpu => {
                 let cpu = Cpu::new();
                 format!("cpu, {} threads, {}", cpu.threads(), cpu.isa())
@@ -65,13 +144,17 @@ impl Chosen {
 
     /// The output of a case, rounded once to `out`.
     pub fn compute(
-        self,
+        &self,
         case: &Case,
         attention: &LocalAttention,
         call: &Call,
         out: Dtype,
     ) -> Result<Array, BadInput> {
         match (self, case.dtype(), out) {
+            (Self::Gpu(gpu), Dtype::F16, Dtype::F16) => {
+                gpu_forward::<f16>(gpu, case, attention, call, Data::F16)
+            }
+            (Self::Gpu(gpu), ..) => gpu_forward(gpu, case, attention, call, Data::F32),
             (Self::Cpu, Dtype::F16, Dtype::F16) => {
                 forward::<f16>(&Cpu::new(), case, attention, call, Data::F16)
             }
@@ -96,44 +179,25 @@ fn forward<T: Want>(
 ) -> Result<Array, BadInput> {
     let (problem, inputs) = case.prepare(attention)?;
     let result = engine.forward(&problem, &inputs, call)?;
-    // Leading dimensions as q has them, though k and v may have been packed.
+    shaped(case, problem.shape().value_dim, wrap(result.out))
+}
+
+fn gpu_forward<T: Want + GpuElement>(
+    gpu: &Gpu,
+    case: &Case,
+    attention: &LocalAttention,
+    call: &Call,
+    wrap: impl Fn(Vec<T>) -> Data,
+) -> Result<Array, BadInput> {
+    let (problem, inputs) = case.prepare(attention)?;
+    let result = gpu.forward_blocking(&problem, &inputs, call)?;
+    shaped(case, problem.shape().value_dim, wrap(result.out))
+}
+
+/// Leading dimensions as q has them, though k and v may have been packed.
+fn shaped(case: &Case, value_dim: usize, data: Data) -> Result<Array, BadInput> {
     let [leading @ .., queries, _] = &case.q.shape[..] else {
         return Err(BadInput::Usage("q has fewer than 2 dimensions".to_owned()));
     };
-    let shape = [leading, &[*queries, problem.shape().value_dim]].concat();
-    Ok(Array { shape, data: wrap(result.out) })
-}
-
-impl Backend {
-    /// An error where it is absent.
-    pub fn check_present(self) -> Result<(), BadInput> {
-        match self {
-            Self::Gpu => Err(BadInput::Usage(format!("--backend gpu: {NO_GPU}"))),
-            _ => Ok(()),
-        }
-    }
-
-    /// The engine for inputs of this type, and why it is the one.
-    pub fn choose(self, dtype: Dtype) -> Result<(Chosen, String), BadInput> {
-        self.check_present()?;
-        let (chosen, why) = match self {
-            Self::Auto if dtype == Dtype::F64 => {
-                (Chosen::Reference, "F64 is computed by the reference alone".to_owned())
-            }
-            Self::Auto | Self::Gpu => {
-                (Chosen::Cpu, format!("{NO_GPU}, so the CPU engine is the fastest here"))
-            }
-            Self::Cpu => (Chosen::Cpu, "asked for".to_owned()),
-            Self::Reference => (Chosen::Reference, "asked for".to_owned()),
-            Self::ReferenceF32 => (Chosen::ReferenceF32, "asked for".to_owned()),
-        };
-        if !chosen.takes(dtype) {
-            return Err(BadInput::Usage(format!(
-                "--backend {}: q, k and v are {}, which the backend reference alone computes",
-                chosen.name(),
-                dtype.name()
-            )));
-        }
-        Ok((chosen, why))
-    }
+    Ok(Array { shape: [leading, &[*queries, value_dim]].concat(), data })
 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
+use local_attention::gpu::{GpuError, PlanError};
 use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -24,7 +25,7 @@ macro_rules! variants {
 }
 
 variants!(case_variant, CASE, CaseError: Format, MissingTensor, MissingConfig, Json, Dtype, MaskByte);
-variants!(input_variant, INPUT, BadInput: Usage, Case, File, Config, Shape, Run);
+variants!(input_variant, INPUT, BadInput: Usage, Case, File, Config, Shape, Run, Gpu);
 
 fn file(config: Option<&str>, tensors: &[(&str, Dtype, &[u8])]) -> Vec<u8> {
     let metadata = config.map(|c| HashMap::from([("config".to_owned(), c.to_owned())]));
@@ -66,13 +67,15 @@ fn case_errors() {
 #[test]
 fn bad_input() {
     let shape = LocalAttention::new(LocalAttentionConfig::new(3)).unwrap();
-    let rows: [BadInput; 6] = [
-        crate::backend::Backend::Gpu.choose(crate::case::Dtype::F32).unwrap_err(),
+    let no_features = PlanError::HeadDim { got: 257, max: 256 };
+    let rows: [BadInput; 7] = [
+        BadInput::Usage("x".to_owned()),
         BadInput::Case { path: "x".to_owned(), source: Case::from_bytes(b"").unwrap_err() },
         load(Path::new("/no/such/file"), &Replace::default()).unwrap_err(),
         LocalAttention::new(LocalAttentionConfig::new(0)).unwrap_err().into(),
         shape.problem(&AttentionShape::new([1], 4, 1)).unwrap_err().into(),
         local_attention::cpu::Cpu::with_threads(0).unwrap_err().into(),
+        GpuError::Plan(no_features).into(),
     ];
     let seen: Vec<_> = rows.iter().map(input_variant).collect();
     assert_eq!(seen, INPUT);

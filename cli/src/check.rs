@@ -9,7 +9,7 @@ use local_attention::{Call, ErrorBudget, LocalAttention};
 use serde_json::json;
 
 use crate::args::{CaseArgs, JsonArg};
-use crate::backend::{Backend, Chosen, NO_GPU};
+use crate::backend::{Backend, Chosen, Engines};
 use crate::case::{Array, Case, Dtype, Replace, Want};
 use crate::console::{Console, complain, plain};
 use crate::error::BadInput;
@@ -26,6 +26,9 @@ pub struct CheckArgs {
     /// Engine; all: every one that is there.
     #[arg(long, default_value = "auto", value_parser = parse_backends)]
     backend: Backends,
+    /// Adapter of the GPU engine: a part of its name, or its number.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
     /// Largest error allowed, times max(1, largest |out|).
     #[arg(long, default_value_t = TOLERANCE, value_parser = parse_tolerance, allow_negative_numbers = true)]
     tolerance: f64,
@@ -58,10 +61,11 @@ fn parse_tolerance(text: &str) -> Result<f64, String> {
 }
 
 pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
-    if let Backends::One(backend) = args.backend {
-        // Absent whatever the cases hold: said once.
-        backend.check_present()?;
-    }
+    // Absent whatever the cases hold: said once.
+    let engines = match args.backend {
+        Backends::All => Engines::all(),
+        Backends::One(backend) => backend.open(args.adapter.as_deref())?,
+    };
     let mut files = Vec::new();
     let mut unusable = Vec::new();
     for path in &args.path {
@@ -74,8 +78,8 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
             paths.join(", ")
         )));
     }
-    if matches!(args.backend, Backends::All) {
-        console.note(format!("gpu: absent, {NO_GPU}"));
+    if let (Backends::All, Some(why)) = (args.backend, engines.absent_gpu()) {
+        console.note(format!("gpu: absent, {why}"));
     }
     let bar = ProgressBar::new(files.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
@@ -86,7 +90,7 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         let name = case_name(file, &args.path);
         bar.set_message(name.clone());
         // A file that is no case is said, and the others are checked all the same.
-        if let Err(error) = check_file(file, &name, args, console, &bar, &mut tally) {
+        if let Err(error) = check_file(file, &name, args, &engines, console, &bar, &mut tally) {
             unusable.push((name, error));
         }
         bar.inc(1);
@@ -95,7 +99,7 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     for (count, what) in [
         (tally.gradients, "gradients were not computed: this build has no backward pass"),
         (tally.lse, "lse was not compared: out alone is"),
-        (tally.wide, "cpu and reference-f32 were left out: F64 is computed by the reference alone"),
+        (tally.wide, "all but the reference were left out: F64 is computed by the reference alone"),
     ] {
         if count > 0 {
             console.note(format!("note: in {count} of {} cases {what}", files.len()));
@@ -146,26 +150,26 @@ fn check_file(
     file: &Path,
     name: &str,
     args: &CheckArgs,
+    engines: &Engines,
     console: Console,
     bar: &ProgressBar,
     tally: &mut Tally,
 ) -> Result<(), BadInput> {
     let in_file = |e: BadInput| BadInput::file(file, e);
     let case = load(file, &Replace::default())?;
-    let all = Chosen::ALL.into_iter().filter(|c| c.takes(case.dtype()));
-    let engines: Vec<_> = match args.backend {
-        Backends::All => all.collect(),
-        Backends::One(backend) => vec![backend.choose(case.dtype()).map_err(in_file)?.0],
+    let chosen = match args.backend {
+        Backends::All => engines.present(case.dtype()),
+        Backends::One(_) => vec![engines.choose(case.dtype()).map_err(in_file)?.0],
     };
-    for engine in &engines {
-        let verdict = verdict(&case, *engine, args).map_err(in_file)?;
+    for engine in &chosen {
+        let verdict = verdict(&case, engine, args).map_err(in_file)?;
         tally.results += 1;
         tally.failed += usize::from(!verdict.passed);
-        bar.suspend(|| report(&verdict, name, *engine, console));
+        bar.suspend(|| report(&verdict, name, engine, console));
     }
     tally.gradients += usize::from(case.expected.contains_key("dout"));
     tally.lse += usize::from(case.expected.contains_key("lse"));
-    let left_out = matches!(args.backend, Backends::All) && engines.len() < Chosen::ALL.len();
+    let left_out = matches!(args.backend, Backends::All) && case.dtype() == Dtype::F64;
     tally.wide += usize::from(left_out);
     Ok(())
 }
@@ -207,7 +211,7 @@ struct Verdict {
     reason: Option<String>,
 }
 
-fn verdict(case: &Case, engine: Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
+fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
     let expected = case.expected.get("out").ok_or_else(|| {
         BadInput::Usage("tensor out is missing, or of a type that is not read: there is nothing to compare with".to_owned())
     })?;
@@ -248,7 +252,7 @@ pub fn largest_error(got: &Array, expected: &Array) -> f64 {
     })
 }
 
-fn report(verdict: &Verdict, name: &str, engine: Chosen, console: Console) {
+fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
     let Verdict { error, allowed, passed, budget, reason } = verdict;
     console.result(
         &json!({

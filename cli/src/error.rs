@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use local_attention::gpu::GpuError;
 use local_attention::{ConfigError, RunError, ShapeError};
 use thiserror::Error;
 
@@ -20,6 +21,8 @@ pub enum BadInput {
     Shape(#[from] ShapeError),
     #[error("{0}")]
     Run(#[from] RunError),
+    #[error("{0}")]
+    Gpu(#[from] GpuError),
 }
 
 impl BadInput {

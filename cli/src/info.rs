@@ -1,9 +1,10 @@
 //! `info`: what this machine offers.
 
 use local_attention::cpu::{Cpu, Isa};
-use serde_json::json;
+use local_attention::gpu::{self, PipelineKey, wgpu};
+use serde_json::{Value, json};
 
-use crate::backend::{Backend, NO_GPU};
+use crate::backend::Backend;
 use crate::case::Dtype;
 use crate::console::Console;
 use crate::error::BadInput;
@@ -11,26 +12,86 @@ use crate::error::BadInput;
 pub fn info(console: Console) -> Result<bool, BadInput> {
     let cpu = Cpu::new();
     let sets: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-    let (chosen, why) = Backend::Auto.choose(Dtype::F32)?;
+    let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32)?;
+    let adapters = gpu::adapters_blocking();
+    let described: Vec<Value> = adapters.iter().map(describe).collect();
+    let mut lines = vec![
+        format!("local-attention {}", env!("CARGO_PKG_VERSION")),
+        format!(
+            "cpu        {} threads, {} (available: {})",
+            cpu.threads(),
+            cpu.isa(),
+            sets.join(", ")
+        ),
+    ];
+    if adapters.is_empty() {
+        lines.push("gpu        no adapter".to_owned());
+    }
+    for (i, adapter) in described.iter().enumerate() {
+        let text = |name: &str| adapter[name].as_str().unwrap_or_default().to_owned();
+        lines.push(format!(
+            "gpu {i}      {} ({}, {}, {})",
+            text("name"),
+            text("backend"),
+            text("type"),
+            text("driver")
+        ));
+        let limits = adapter["limits"].as_object();
+        for (name, value) in limits.into_iter().flatten() {
+            lines.push(format!("           {name} {value}"));
+        }
+        let list = |name: &str| {
+            let all = adapter[name].as_array().into_iter().flatten();
+            all.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+        };
+        lines.push(format!("           features {}", list("features")));
+        lines.push(format!("           kernels {}", list("kernels")));
+    }
+    lines.push("reference  plain loops, f64 or f32".to_owned());
+    lines.push(format!("auto       {} ({why})", chosen.name()));
     console.result(
         &json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cpu": { "threads": cpu.threads(), "isa": cpu.isa().name(), "available": sets },
-            "gpu": null,
+            "gpu": described,
             "auto": chosen.name(),
         }),
-        format!(
-            "local-attention {}\n\
-             cpu        {} threads, {} (available: {})\n\
-             gpu        {NO_GPU}\n\
-             reference  plain loops, f64 or f32\n\
-             auto       {} ({why})",
-            env!("CARGO_PKG_VERSION"),
-            cpu.threads(),
-            cpu.isa(),
-            sets.join(", "),
-            chosen.name(),
-        ),
+        lines.join("\n"),
     );
     Ok(true)
+}
+
+/// An adapter: who it is, the limits and features that kernels ask for, the kernels it can run.
+fn describe(adapter: &wgpu::Adapter) -> Value {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let features = [
+        ("SHADER_F16", wgpu::Features::SHADER_F16),
+        ("SUBGROUP", wgpu::Features::SUBGROUP),
+        ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY),
+    ];
+    let features = features.iter().filter(|(_, f)| adapter.features().contains(*f));
+    let room = limits.max_compute_workgroup_storage_size;
+    let runs = |key: &PipelineKey| {
+        key.workgroup_bytes() <= room
+            && key.threads() <= limits.max_compute_invocations_per_workgroup
+            && limits.max_storage_buffers_per_shader_stage >= 8
+            // Options that change no tile are no variants.
+            && !key.dropout && !key.degenerate
+    };
+    let kernels = PipelineKey::all();
+    json!({
+        "name": info.name,
+        "backend": format!("{:?}", info.backend),
+        "type": format!("{:?}", info.device_type),
+        "driver": info.driver_info,
+        "features": features.map(|(name, _)| *name).collect::<Vec<_>>(),
+        "limits": {
+            "max_storage_buffer_binding_size": limits.max_storage_buffer_binding_size,
+            "max_compute_workgroup_storage_size": room,
+            "max_compute_invocations_per_workgroup": limits.max_compute_invocations_per_workgroup,
+            "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
+            "max_storage_buffers_per_shader_stage": limits.max_storage_buffers_per_shader_stage,
+        },
+        "kernels": kernels.iter().filter(|k| runs(k)).map(ToString::to_string).collect::<Vec<_>>(),
+    })
 }

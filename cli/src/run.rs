@@ -9,7 +9,7 @@ use local_attention::{Call, LocalAttention, Problem, ReferenceQuirks};
 use serde_json::json;
 
 use crate::args::{CaseArgs, JsonArg};
-use crate::backend::{Backend, NO_GPU};
+use crate::backend::Backend;
 use crate::case::{Case, CaseError, Dtype, Replace};
 use crate::console::{Console, plain};
 use crate::error::BadInput;
@@ -59,11 +59,7 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     };
     let case = load(&args.input, &replace)?;
     let dtype = case.dtype();
-    let gpu = matches!(args.backend, Backend::Auto | Backend::Gpu);
-    if let Some(name) = args.adapter.as_ref().filter(|_| gpu) {
-        return Err(BadInput::Usage(format!("--adapter {name}: {NO_GPU}")));
-    }
-    let (chosen, why) = args.backend.choose(dtype)?;
+    let (chosen, why) = args.backend.open(args.adapter.as_deref())?.choose(dtype)?;
     let out_dtype = match args.out_dtype {
         Some(OutDtype::F32) => Dtype::F32,
         None => dtype,

@@ -121,9 +121,9 @@ fn files() {
     rejected(&["run", &good, "-o", &folder.path("no/folder/out")], &["cannot be written"]);
     rejected(&["run", &good, "-o", &folder.path("")], &["it is a folder"]);
     rejected(&["run", &good, "-o", &to, "--config", "/no/such.json"], &["/no/such.json"]);
-    rejected(&["run", &good, "-o", &to, "--backend", "gpu"], &["no GPU engine"]);
-    rejected(&["check", &good, &good, "--backend", "gpu"], &["no GPU engine"]);
-    rejected(&["run", &good, "-o", &to, "--adapter", "x"], &["--adapter x", "no GPU engine"]);
+    rejected(&["run", &good, "-o", &to, "--backend", "gpu"], &["--backend gpu", "none is present"]);
+    rejected(&["check", &good, &good, "--backend", "gpu"], &["--backend gpu", "none is present"]);
+    rejected(&["run", &good, "-o", &to, "--adapter", "x"], &["--adapter", "none is present"]);
     rejected(&["check", &good], &["tensor out is missing"]);
     rejected(&["run", &good, "-o", &good], &["it is the case itself"]);
     #[cfg(unix)]

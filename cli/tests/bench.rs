@@ -115,8 +115,8 @@ fn bad_input() {
         (&["--n", "128", "--head-dim", "7"], "dim is 7"),
         (&["--suite", "banana"], "banana"),
         (&["--suite", "quick", "--n", "128"], "cannot be used with"),
-        (&["--backend", "gpu"], "no GPU engine"),
-        (&["--adapter", "x"], "no GPU engine"),
+        (&["--backend", "gpu"], "none is present"),
+        (&["--adapter", "x"], "none is present"),
         (&["--threads", "0"], "threads is 0"),
         (&["--n", "1048576", "--heads", "65536", "--head-dim", "1024"], "does not fit into memory"),
         (

@@ -26,7 +26,7 @@ fn every_golden_case_on_every_backend() {
 fn no_arguments() {
     let out = run(&[]);
     assert_eq!(out.status, 0, "{}", out.stderr);
-    for part in ["engine   cpu", "this build has no GPU engine", "all within 1e-5", "GFLOP/s"] {
+    for part in ["engine   cpu", "there is no GPU adapter", "all within 1e-5", "GFLOP/s"] {
         assert!(out.stdout.contains(part), "{part}: {}", out.stdout);
     }
     let results = objects(&run(&["--json"]).stdout);

@@ -112,6 +112,12 @@ pub async fn adapters() -> Vec<wgpu::Adapter> {
     all
 }
 
+/// [`adapters`], waiting for them.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn adapters_blocking() -> Vec<wgpu::Adapter> {
+    pollster::block_on(adapters())
+}
+
 impl Gpu {
     /// On the caller's device. Its callbacks for errors and loss are left alone.
     ///

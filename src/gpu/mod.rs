@@ -18,6 +18,8 @@ mod tensor;
 mod workspace;
 
 pub use bound::Bound;
+#[cfg(not(target_arch = "wasm32"))]
+pub use device::adapters_blocking;
 pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
 pub use error::{BindError, DeviceError, GpuError, PlanError};
 pub use forward::GpuElement;

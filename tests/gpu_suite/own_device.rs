@@ -147,3 +147,28 @@ pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
     }
     Ok(())
 }
+
+/// The examples of the GPU engine run, and say what they promise.
+pub fn examples(gpu: &Gpu) -> Result<(), Failed> {
+    for (name, says) in [
+        ("gpu_minimal", "out [1, 100, 32], 1 dispatch"),
+        ("own_device", "out [1.5, 1.5] .. [1.5, 1.5]"),
+    ] {
+        let out = std::process::Command::new(env!("CARGO"))
+            .args(["run", "--quiet", "--offline", "--profile", "test", "--example", name])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        if !text.contains(says) {
+            let errors = String::from_utf8_lossy(&out.stderr);
+            return Err(format!("{name} does not say '{says}': {text}{errors}").into());
+        }
+    }
+    // What the examples dispatch is counted elsewhere.
+    let t = || HostTensor::new(vec![0.5_f32; 8], [4, 2]).unwrap();
+    let attention = LocalAttention::new(LocalAttentionConfig::new(2)).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
+    Ok(())
+}

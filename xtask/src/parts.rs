@@ -27,8 +27,13 @@ pub const ALL: &[Part] = &[
     },
     Part {
         name: "cpu",
-        what: "every test, the golden data on every backend, the examples",
+        what: "every test that needs no GPU, the golden data on every backend, the examples",
         run: cpu,
+    },
+    Part {
+        name: "gpu",
+        what: "every test of the GPU engine, on lavapipe and on SwiftShader; every shader",
+        run: gpu,
     },
 ];
 
@@ -67,7 +72,7 @@ fn docs() -> Result<(), String> {
 }
 
 fn cpu() -> Result<(), String> {
-    cargo(&["test", "--workspace", "--all-features"], &[])?;
+    cargo(&["test", "--workspace", "--all-features"], &[("LOCAL_ATTENTION_GPU", "off")])?;
     cargo(
         &[
             "test",
@@ -80,6 +85,83 @@ fn cpu() -> Result<(), String> {
         ],
         &[],
     )
+}
+
+fn gpu() -> Result<(), String> {
+    need("spirv-val", &|| which("spirv-val"), "spirv-tools")?;
+    let lavapipe = || driver("/usr/share/vulkan/icd.d", "lvp_icd");
+    need("a Vulkan driver", &|| lavapipe().is_some(), "mesa-vulkan-drivers")?;
+    // SwiftShader comes with Chromium.
+    let swiftshader = || driver("/usr/lib/chromium", "vk_swiftshader_icd");
+    need("SwiftShader", &|| swiftshader().is_some(), "chromium")?;
+    need(
+        "the Vulkan loader",
+        &|| {
+            driver("/usr/lib/x86_64-linux-gnu", "libvulkan.so.1").is_some()
+                || driver("/usr/lib/aarch64-linux-gnu", "libvulkan.so.1").is_some()
+        },
+        "libvulkan1",
+    )?;
+    cargo(
+        &["test", "--all-features", "-p", "local-attention", "--test", "shaders"],
+        &[("LOCAL_ATTENTION_SPIRV_VAL", "require")],
+    )?;
+    for file in [lavapipe(), swiftshader()].into_iter().flatten() {
+        let env = [
+            ("LOCAL_ATTENTION_GPU", "require"),
+            ("VK_DRIVER_FILES", file.as_str()),
+            // Mesa looks for a display server otherwise, and complains.
+            ("XDG_RUNTIME_DIR", "/tmp"),
+        ];
+        cargo(&["test", "--workspace", "--all-features", "--test", "gpu"], &env)?;
+    }
+    Ok(())
+}
+
+/// The first file of a folder whose name begins so.
+fn driver(folder: &str, name: &str) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    files.sort();
+    let begins = |p: &&std::path::PathBuf| {
+        p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name))
+    };
+    files.iter().find(begins).and_then(|p| p.to_str()).map(str::to_owned)
+}
+
+/// Whether a program is there.
+fn which(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
+}
+
+/// Installs a Debian package where what it brings is missing: as root, or with `--install`.
+fn need(what: &str, present: &dyn Fn() -> bool, package: &str) -> Result<(), String> {
+    if present() {
+        return Ok(());
+    }
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    let asked = std::env::args().any(|arg| arg == "--install");
+    let sudo: &[&str] = if root { &[] } else { &["sudo"] };
+    let install = ["apt-get", "install", "-y", "--no-install-recommends", package];
+    let line = [sudo, &install].concat().join(" ");
+    if !root && !asked {
+        return Err(format!("{what} is missing: {line} (or add --install)"));
+    }
+    for attempt in 1..=2 {
+        for words in [&["apt-get", "update"][..], &install] {
+            let words = [sudo, words].concat();
+            println!("$ {}", words.join(" "));
+            let _ = Command::new(words[0])
+                .args(&words[1..])
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .status();
+        }
+        if present() {
+            return Ok(());
+        }
+        println!("{what} is still missing after attempt {attempt}");
+    }
+    Err(format!("{what} is missing, and this did not bring it: {line}"))
 }
 
 /// Runs cargo in the workspace; what it prints goes where ours goes.

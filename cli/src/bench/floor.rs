@@ -10,11 +10,13 @@ use crate::error::BadInput;
 
 /// Rates of the machine.
 pub struct Floor {
-    /// f32 matrix product of 1024 cubed by the `gemm` crate, in FLOP/s.
+    /// f32 matrix product of 1024 cubed by the `gemm` crate, or fused multiply-adds on a GPU, in
+    /// FLOP/s.
     pub gemm_flops: f64,
     /// Bytes read and written a second by copying 128 MiB.
     pub copy_bytes: f64,
-    threads: usize,
+    /// What was measured.
+    pub what: String,
 }
 
 const SIZE: usize = 1024;
@@ -23,7 +25,8 @@ const COPY_ELEMS: usize = 32 << 20;
 impl Floor {
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
         let pool = pool(threads)?;
-        Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), threads }))
+        let what = format!("gemm {SIZE}^3, {threads} threads");
+        Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), what }))
     }
 
     /// The better rates of two measurements.
@@ -31,7 +34,7 @@ impl Floor {
         Self {
             gemm_flops: self.gemm_flops.max(other.gemm_flops),
             copy_bytes: self.copy_bytes.max(other.copy_bytes),
-            threads: self.threads,
+            what: self.what.clone(),
         }
     }
 
@@ -42,10 +45,10 @@ impl Floor {
 
     pub fn line(&self) -> String {
         format!(
-            "floor    gemm {SIZE}^3 {:.1} GFLOP/s, copy {:.1} GB/s, {} threads",
+            "floor    {}: {:.1} GFLOP/s, copy {:.1} GB/s",
+            self.what,
             self.gemm_flops / 1e9,
             self.copy_bytes / 1e9,
-            self.threads
         )
     }
 }

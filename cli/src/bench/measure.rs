@@ -7,7 +7,10 @@ use half::f16;
 use local_attention::cpu::{Cpu, Isa};
 use local_attention::{Call, Engine, HostInputs, HostTensor, Problem, Reference};
 
-use super::machine::{peak_rss_bytes, reset_peak};
+use super::floor::Floor;
+use super::gpu::Resident;
+use super::gpu_floor;
+use super::machine::{Machine, peak_rss_bytes, reset_peak};
 use super::peer::{Peer, PeerProcess};
 use super::shape::{BenchShape, BenchType};
 use crate::backend::Chosen;
@@ -52,18 +55,37 @@ impl Runner {
 
     /// Threads that compute: the oracle has one.
     pub fn threads(&self) -> usize {
-        if self.chosen == Chosen::Cpu { self.cpu.threads() } else { 1 }
+        if matches!(self.chosen, Chosen::Cpu) { self.cpu.threads() } else { 1 }
     }
 
-    /// The variant of the engine.
-    pub fn variant(&self) -> &'static str {
-        if self.chosen == Chosen::Cpu { self.cpu.isa().name() } else { "plain" }
+    /// Where it runs.
+    pub fn adapter(&self, machine: &Machine) -> String {
+        match &self.chosen {
+            Chosen::Gpu(gpu) => gpu.caps().info.name.clone(),
+            _ => machine.cpu.clone(),
+        }
     }
 
-    /// One run on these tensors.
-    fn run(&self, problem: &Problem, tensors: &Tensors) -> Result<(), BadInput> {
+    /// What it runs on can do at best.
+    pub fn floor(&self) -> Result<Floor, BadInput> {
+        match &self.chosen {
+            Chosen::Gpu(gpu) => gpu_floor::measure(gpu),
+            _ => Floor::measure(self.threads()),
+        }
+    }
+
+    /// One run on these tensors; the seconds it took on a GPU, where that tells.
+    fn run(
+        &self,
+        problem: &Problem,
+        tensors: &Tensors,
+        resident: &mut Option<Resident>,
+    ) -> Result<Option<f64>, BadInput> {
+        if let Some(resident) = resident {
+            return resident.run();
+        }
         let call = Call::default();
-        match (self.chosen, tensors) {
+        match (&self.chosen, tensors) {
             (Chosen::Cpu, Tensors::F32(x)) => {
                 std::hint::black_box(self.cpu.forward(problem, x, &call)?);
             }
@@ -81,11 +103,12 @@ impl Runner {
                 return Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned()));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
-enum Tensors {
+/// Tensors of a call, in host memory.
+pub enum Tensors {
     F32(HostInputs<'static, f32>),
     F16(HostInputs<'static, f16>),
 }
@@ -134,6 +157,8 @@ fn room<T>(dims: &[usize]) -> Result<Vec<T>, BadInput> {
 pub struct Times {
     /// In seconds, in the order they were measured.
     pub seconds: Vec<f64>,
+    /// On a GPU, by its own timestamps.
+    pub gpu_seconds: Vec<f64>,
     pub peak_rss_bytes: Option<u64>,
 }
 
@@ -154,6 +179,8 @@ pub fn quantile(values: &[f64], share: f64) -> f64 {
 /// Ours, and each peer's or why it could not run.
 pub struct Measured {
     pub ours: Times,
+    /// The variant of our engine.
+    pub variant: String,
     pub peers: Vec<(Peer, Result<Times, String>)>,
 }
 
@@ -169,16 +196,20 @@ pub fn measure(
     reset_peak();
     // Warm-up: pages, tables, clock.
     let start = Instant::now();
-    runner.run(&problem, &tensors)?;
+    let mut resident = match &runner.chosen {
+        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors)?),
+        _ => None,
+    };
+    runner.run(&problem, &tensors, &mut resident)?;
     while start.elapsed() < Duration::from_millis(100) {
-        runner.run(&problem, &tensors)?;
+        runner.run(&problem, &tensors, &mut resident)?;
     }
-    let mut ours = Vec::new();
+    let (mut ours, mut gpu_seconds) = (Vec::new(), Vec::new());
     let mut theirs: Vec<Vec<f64>> = peers.iter().map(|_| Vec::new()).collect();
     let start = Instant::now();
     while ours.len() < LEAST || (start.elapsed().as_secs_f64() < seconds && ours.len() < MOST) {
         let before = Instant::now();
-        runner.run(&problem, &tensors)?;
+        gpu_seconds.extend(runner.run(&problem, &tensors, &mut resident)?);
         ours.push(before.elapsed().as_secs_f64());
         for ((peer, ready), times) in peers.iter_mut().zip(&mut ready).zip(&mut theirs) {
             if ready.is_ok() {
@@ -190,11 +221,17 @@ pub fn measure(
         }
     }
     let peers = peers.iter().zip(ready).zip(theirs).map(|((peer, ready), seconds)| {
-        let times = ready.map(|()| Times { seconds, peak_rss_bytes: peer.peak_rss_bytes() });
+        let peak_rss_bytes = peer.peak_rss_bytes();
+        let times = ready.map(|()| Times { seconds, gpu_seconds: Vec::new(), peak_rss_bytes });
         (peer.peer, times)
     });
     Ok(Measured {
         peers: peers.collect(),
-        ours: Times { seconds: ours, peak_rss_bytes: peak_rss_bytes() },
+        ours: Times { seconds: ours, gpu_seconds, peak_rss_bytes: peak_rss_bytes() },
+        variant: match (&runner.chosen, resident) {
+            (_, Some(resident)) => resident.variant,
+            (Chosen::Cpu, _) => runner.cpu.isa().name().to_owned(),
+            _ => "plain".to_owned(),
+        },
     })
 }

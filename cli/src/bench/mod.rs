@@ -3,6 +3,8 @@
 mod chart;
 mod compare;
 mod floor;
+mod gpu;
+mod gpu_floor;
 mod html;
 mod machine;
 mod measure;
@@ -16,11 +18,10 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{Backend, NO_GPU};
+use crate::backend::Backend;
 use crate::console::Console;
 use crate::error::BadInput;
 use crate::output::{check_writable, write_whole};
-use floor::Floor;
 use machine::Machine;
 use peer::{Peer, PeerProcess};
 use row::Row;
@@ -79,14 +80,12 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 const NOISY: f64 = 0.2;
 
 pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
-    if args.backend == Backend::Gpu || args.adapter.is_some() {
-        return Err(BadInput::Usage(format!("--backend gpu, --adapter: {NO_GPU}")));
-    }
     let shapes = match (args.suite, args.shape.shape()?) {
         (None, Some(shape)) => vec![shape],
         (suite, _) => suite.unwrap_or(Suite::Quick).shapes(),
     };
-    let (chosen, _) = args.backend.choose(crate::case::Dtype::F32)?;
+    let engines = args.backend.open(args.adapter.as_deref())?;
+    let (chosen, _) = engines.choose(crate::case::Dtype::F32)?;
     // Everything that can be refused is refused before the first measurement.
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
     let files: Vec<_> = files.filter(|p| p.as_os_str() != "-").collect();
@@ -116,7 +115,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         bar.set_style(style);
     }
     bar.set_message("measuring the machine");
-    let mut floor = bar.suspend(|| Floor::measure(threads))?;
+    let mut floor = bar.suspend(|| runner.floor())?;
     console.say(floor.line());
     console.say(Row::header());
     let mut rows: Vec<Row> = Vec::new();
@@ -124,7 +123,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         bar.set_message(shape.to_string());
         let measured = measure::measure(&runner, shape, &mut peers, args.seconds)?;
         // Before and after: what a shared machine can do changes.
-        let after = Floor::measure(threads)?;
+        let after = runner.floor()?;
         let best = floor.best(&after);
         floor = after;
         for row in row::rows(&runner, shape, &measured, &best, &machine) {

@@ -49,9 +49,9 @@ pub fn rows(
 ) -> Vec<Row> {
     let Ok(problem) = shape.problem() else { return Vec::new() };
     let (flops, bytes) = (shape.flops(&problem), shape.least_bytes());
-    let row = |backend: &str, variant: &str, times: &Times, ratio| Row {
+    let row = |backend: &str, adapter: &str, variant: &str, times: &Times, ratio| Row {
         backend: backend.to_owned(),
-        adapter: machine.cpu.clone(),
+        adapter: adapter.to_owned(),
         variant: variant.to_owned(),
         pass: "forward".to_owned(),
         shape: shape.clone(),
@@ -62,20 +62,28 @@ pub fn rows(
         p90_ms: times.quantile(0.9) * 1e3,
         lower_ms: times.quantile(0.25) * 1e3,
         upper_ms: times.quantile(0.75) * 1e3,
-        gpu_median_ms: None,
+        gpu_median_ms: (!times.gpu_seconds.is_empty())
+            .then(|| quantile(&times.gpu_seconds, 0.5) * 1e3),
         attended_gflops: flops / times.quantile(0.5) / 1e9,
         least_bytes: bytes,
         floor_share: floor.seconds(flops, bytes) / times.quantile(0.5),
         peak_rss_bytes: times.peak_rss_bytes,
         ratio_lower_quartile: ratio,
     };
-    let mut rows = vec![row(runner.chosen.name(), runner.variant(), &measured.ours, None)];
+    let mut rows = vec![row(
+        runner.chosen.name(),
+        &runner.adapter(machine),
+        &measured.variant,
+        &measured.ours,
+        None,
+    )];
     for (peer, times) in &measured.peers {
         match times {
             Ok(times) => {
                 let pairs = times.seconds.iter().zip(&measured.ours.seconds);
                 let ratios: Vec<f64> = pairs.map(|(theirs, ours)| theirs / ours).collect();
-                rows.push(row(peer.name(), "", times, Some(quantile(&ratios, 0.25))));
+                let ratio = Some(quantile(&ratios, 0.25));
+                rows.push(row(peer.name(), &machine.cpu, "", times, ratio));
             }
             Err(why) => crate::console::complain(&format!("{} on {shape}: {why}", peer.name())),
         }

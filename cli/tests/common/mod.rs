@@ -19,10 +19,17 @@ pub struct Ran {
     pub stderr: String,
 }
 
-/// Runs the program.
+/// Runs the program without any adapter.
 pub fn run(args: &[&str]) -> Ran {
+    // The Vulkan loader finds no driver there.
+    run_with(args, &[("VK_DRIVER_FILES", "/nonexistent")])
+}
+
+/// Runs the program with whatever adapter there is.
+pub fn run_with(args: &[&str], env: &[(&str, &str)]) -> Ran {
     let out = Command::new(env!("CARGO_BIN_EXE_local-attention"))
         .args(args)
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap();

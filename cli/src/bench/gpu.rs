@@ -1,0 +1,175 @@
+//! Timing the GPU engine on tensors that stay on the device.
+
+use half::f16;
+use local_attention::gpu::{
+    Bound, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace, wgpu,
+};
+use local_attention::{Call, HostInputs, HostTensor, Problem};
+
+use super::measure::Tensors;
+use crate::error::BadInput;
+
+/// A call with its tensors on the device.
+pub struct Resident {
+    gpu: Gpu,
+    bound: Bound,
+    workspace: Workspace,
+    timer: Option<Timer>,
+    /// The kernel, by its key.
+    pub variant: String,
+}
+
+impl Resident {
+    pub fn new(gpu: &Gpu, problem: &Problem, tensors: &Tensors) -> Result<Self, BadInput> {
+        match tensors {
+            Tensors::F32(x) => {
+                Self::of(gpu, problem, x, Storage::F32, |x| x.to_le_bytes().to_vec())
+            }
+            Tensors::F16(x) => {
+                Self::of(gpu, problem, x, Storage::F16, |x: f16| x.to_le_bytes().to_vec())
+            }
+        }
+    }
+
+    fn of<T: Clone>(
+        gpu: &Gpu,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        storage: Storage,
+        bytes: impl Fn(T) -> Vec<u8>,
+    ) -> Result<Self, BadInput> {
+        let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
+        let plan = gpu
+            .plan_blocking(problem, &Layouts::contiguous(storage, problem))
+            .map_err(|e| fail(&e))?;
+        // More parts than this are no one call any more.
+        let workspace = Workspace::new_blocking(gpu, 4096).map_err(|e| fail(&e))?;
+        let up = |t: &HostTensor<'_, T>| buffer(gpu, t.iter().flat_map(&bytes).collect());
+        let (q, k, v) = (up(&inputs.q), up(&inputs.k), up(&inputs.v));
+        let mask = inputs.mask.as_ref().map(|m| buffer(gpu, m.iter().map(u8::from).collect()));
+        let bias = inputs.attn_bias.as_ref().map(up);
+        let dtype = Dtype::from(storage);
+        let elements = problem.out_shape().iter().product::<usize>();
+        let out = buffer(gpu, vec![0; elements * bytes_of(storage)]);
+        let view = |b, shape: &[usize]| TensorView::contiguous(b, dtype, shape);
+        let mut tensors = ForwardTensors::new(
+            view(&q, inputs.q.shape()),
+            view(&k, inputs.k.shape()),
+            view(&v, inputs.v.shape()),
+            view(&out, &problem.out_shape()),
+        );
+        if let (Some(b), Some(m)) = (&mask, &inputs.mask) {
+            tensors = tensors.with_mask(TensorView::contiguous(b, Dtype::U8, m.shape()));
+        }
+        if let (Some(b), Some(x)) = (&bias, &inputs.attn_bias) {
+            tensors = tensors.with_attn_bias(view(b, x.shape()));
+        }
+        let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(|e| fail(&e))?;
+        let variant = plan.key().to_string();
+        Ok(Self { gpu: gpu.clone(), bound, workspace, timer: Timer::new(gpu), variant })
+    }
+
+    /// One call, waited for; the seconds it took on the device, where the device tells.
+    pub fn run(&mut self) -> Result<Option<f64>, BadInput> {
+        let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
+        self.workspace.recall();
+        let device = self.gpu.device();
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: self.timer.as_ref().map(Timer::writes),
+            });
+            self.bound
+                .encode(&mut pass, &mut self.workspace, &Call::default())
+                .map_err(|e| fail(&e))?;
+        }
+        if let Some(timer) = &self.timer {
+            timer.resolve(&mut encoder);
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        wait(&self.gpu)?;
+        self.timer.as_ref().map(|timer| timer.seconds(&self.gpu)).transpose()
+    }
+}
+
+/// Waits for everything submitted.
+pub fn wait(gpu: &Gpu) -> Result<(), BadInput> {
+    let done = gpu.device().poll(wgpu::PollType::wait_indefinitely());
+    done.map(|_| ()).map_err(|e| BadInput::Usage(format!("--backend gpu: {e}")))
+}
+
+fn bytes_of(storage: Storage) -> usize {
+    storage.bytes() as usize
+}
+
+fn buffer(gpu: &Gpu, mut data: Vec<u8>) -> wgpu::Buffer {
+    data.resize(data.len().next_multiple_of(16).max(16), 0);
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("bench"),
+        size: data.len() as u64,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, &data);
+    buffer
+}
+
+/// Timestamps around a pass.
+struct Timer {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    back: wgpu::Buffer,
+}
+
+impl Timer {
+    fn new(gpu: &Gpu) -> Option<Self> {
+        if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return None;
+        }
+        let make = |usage| {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("timestamps"),
+                size: 16,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        Some(Self {
+            queries: gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("timestamps"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2,
+            }),
+            resolved: make(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
+            back: make(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
+        })
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.back, 0, Some(16));
+    }
+
+    fn seconds(&self, gpu: &Gpu) -> Result<f64, BadInput> {
+        let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("timestamps: {e}"));
+        // What went wrong shows when the range is read.
+        self.back.map_async(wgpu::MapMode::Read, .., |_| ());
+        wait(gpu)?;
+        let data = self.back.get_mapped_range(..).map_err(|e| fail(&e))?.to_vec();
+        self.back.unmap();
+        let tick = |i: usize| {
+            data.get(i * 8..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
+        };
+        let ticks = tick(1).saturating_sub(tick(0)) as f64;
+        Ok(ticks * f64::from(gpu.queue().get_timestamp_period()) * 1e-9)
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line on an adapter. `LOCAL_ATTENTION_GPU` and `LOCAL_ATTENTION_ADAPTER` as in the
+//! library's `tests/gpu.rs`.
+
+mod common;
+
+use std::process::ExitCode;
+
+use common::{Folder, GOLDENS, metadata, run_with, tensor};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+fn gpu(args: &[&str]) -> common::Ran {
+    let adapter = std::env::var("LOCAL_ATTENTION_ADAPTER").unwrap_or_else(|_| "0".to_owned());
+    run_with(&[args, &["--backend", "gpu", "--adapter", &adapter]].concat(), &[])
+}
+
+fn goldens() -> Result<(), Failed> {
+    let out = gpu(&["check", GOLDENS, "--json"]);
+    let results: Vec<Value> =
+        out.stdout.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let failed: Vec<_> = results.iter().filter(|r| r["passed"] != true).collect();
+    match (out.status, failed.is_empty(), results.len()) {
+        (0, true, 196..) => Ok(()),
+        _ => Err(format!("{failed:#?}\n{}", out.stderr).into()),
+    }
+}
+
+fn bench() -> Result<(), Failed> {
+    let out = gpu(&["bench", "--n", "256", "--heads", "1", "--seconds", "0", "--json", "-"]);
+    let row: Value = serde_json::from_str(out.stdout.trim())
+        .map_err(|e| format!("{e}: {}{}", out.stdout, out.stderr))?;
+    assert_eq!((row["backend"].as_str(), out.status), (Some("gpu"), 0));
+    assert!(row["variant"].as_str().unwrap().starts_with("forward-f32-d64"), "{row}");
+    assert!(row["gpu_median_ms"].is_null() || row["gpu_median_ms"].as_f64().unwrap() > 0.0);
+    Ok(())
+}
+
+fn too_many_features() -> Result<(), Failed> {
+    let folder = Folder::new();
+    let x = vec![0.5; 4 * 300];
+    let qkv = ["q", "k", "v"].map(|name| tensor(name, &[4, 300], &x));
+    let case = folder.write("case.safetensors", &qkv, &metadata(r#"{"window_size": 2}"#));
+    let out = gpu(&["run", &case, "-o", &folder.path("out.safetensors")]);
+    assert_eq!(out.status, 2);
+    assert!(
+        out.stderr.contains("head_dim is 300: the GPU engine takes at most 256"),
+        "{}",
+        out.stderr
+    );
+    assert_eq!(folder.names(), ["case.safetensors"]);
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let setting = std::env::var("LOCAL_ATTENTION_GPU").unwrap_or_else(|_| "auto".to_owned());
+    let info: Option<Value> = serde_json::from_str(&run_with(&["info", "--json"], &[]).stdout).ok();
+    let present = info.is_some_and(|i| i["gpu"].as_array().is_some_and(|all| !all.is_empty()));
+    if setting == "require" && !present {
+        eprintln!("LOCAL_ATTENTION_GPU=require: no adapter");
+        return ExitCode::FAILURE;
+    }
+    let ignored = setting == "off" || !present;
+    type Test = fn() -> Result<(), Failed>;
+    let tests: [(&str, Test); 3] = [
+        ("every_golden_case", goldens),
+        ("bench_on_the_device", bench),
+        ("too_many_features_are_an_error", too_many_features),
+    ];
+    let trials = tests.map(|(name, test)| Trial::test(name, test).with_ignored_flag(ignored));
+    libtest_mimic::run(&args, trials.into()).exit_code()
+}
