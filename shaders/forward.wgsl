@@ -162,7 +162,9 @@ fn weigh(packed_row: u32, first: u32) {
 }
 
 // Adds weights times a chunk of values.
-fn add_values(chunk: u32) {
+fn add_values(of_chunk: u32) {
+    // A constant where there is one chunk, so that the output stays in registers.
+    let chunk = select(of_chunk, 0u, CHUNKS == 1u);
     for (var key = 0u; key < KT; key++) {
         let low = kv_tile[key * KV_ROW + column_group];
         let high = kv_tile[key * KV_ROW + GROUPS + column_group];

@@ -2,8 +2,9 @@
 //! (local-attention 1.11.2).
 //!
 //! [`LocalAttention`] is a checked configuration, [`Problem`] a checked shape: who sees whom, as data,
-//! without a device. Engines carry problems out: [`cpu::Cpu`], the fast one, and [`Reference`], the
-//! definition in plain loops, in f64 or f32. Both implement [`Engine`].
+//! without a device. Engines carry problems out: [`cpu::Cpu`] with threads and SIMD, the module `gpu` in
+//! one fused dispatch on wgpu (feature `gpu`, on by default), and [`Reference`], the definition in plain
+//! loops, in f64 or f32. The engines of host memory implement [`Engine`].
 //!
 //! ```
 //! use local_attention::cpu::Cpu;
@@ -78,4 +79,11 @@ const _: () = {
     threads::<Forward<half::f16>>();
     threads::<Weights<f64>>();
     threads::<RunError>();
+    #[cfg(all(feature = "gpu", not(target_arch = "wasm32")))]
+    {
+        threads::<gpu::Gpu>();
+        threads::<gpu::Plan>();
+        threads::<gpu::Bound>();
+        threads::<gpu::Workspace>();
+    }
 };

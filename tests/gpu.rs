@@ -13,9 +13,10 @@ use local_attention::gpu::{Gpu, RequestOptions};
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 9] = [
+const TESTS: [(&str, Test); 10] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
+    ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
     ("views_of_a_callers_buffers", gpu_suite::own_device::views),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),

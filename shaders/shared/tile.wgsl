@@ -24,7 +24,8 @@ const LOADERS = THREADS / KT;
 var<workgroup> q_tile: array<vec4<f32>, QT * Q_ROW>;
 // Keys, then values.
 var<workgroup> kv_tile: array<vec4<f32>, KT * KV_ROW>;
-// Sums of squares of keys, then weights.
+// Sums of squares of keys, then weights. Not vec4s: some compilers write a whole vector where one
+// component is assigned, and threads have neighbouring ones.
 var<workgroup> s_tile: array<f32, QT * S_ROW>;
 var<workgroup> row_parts: array<f32, QT * GROUPS>;
 

@@ -216,7 +216,7 @@ impl Plan {
         ] {
             check(name, tensor, expected, &[storage])?;
             if self.key().vec4 {
-                check_vec4(name, tensor)?;
+                check_vec4(name, tensor, expected)?;
             }
         }
         if storage == Dtype::F16 && !self.key().vec4 {
@@ -518,12 +518,16 @@ fn check(
 }
 
 /// Four features at a time: side by side, and everything else in fours.
-fn check_vec4(tensor: &'static str, t: &TensorView<'_>) -> Result<(), BindError> {
+fn check_vec4(tensor: &'static str, t: &TensorView<'_>, shape: &[usize]) -> Result<(), BindError> {
     let fail = |what, got, allowed| Err(BindError::Layout { tensor, what, got, allowed });
     let (feature, others) = match t.strides_elems.split_last() {
         Some((feature, others)) => (*feature, others),
         None => return Ok(()),
     };
+    if let Some(&features) = shape.last().filter(|n| *n % 4 != 0) {
+        let got = features as i64;
+        return fail("a last dimension of", got, "the plan was made for multiples of 4 elements");
+    }
     if feature != 1 {
         return fail("a last stride of", feature, "the plan was made for features side by side");
     }

@@ -38,6 +38,8 @@ pub struct GpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension, below the device's own limit.
     pub max_workgroups: Option<u32>,
+    /// Compile kernels with the checks that wgpu puts around every access: slower, and never needed.
+    pub checked_shaders: bool,
     /// Floating-point operations of one submission: drivers reset devices that take too long.
     pub max_chunk_flops: f64,
 }
@@ -48,6 +50,7 @@ impl Default for GpuOptions {
             tile_keys: None,
             max_binding_bytes: None,
             max_workgroups: None,
+            checked_shaders: false,
             // Under a second at 100 GFLOP/s.
             max_chunk_flops: 1e11,
         }
@@ -93,7 +96,8 @@ struct Shared {
     queue: wgpu::Queue,
     group_layout: wgpu::BindGroupLayout,
     pipeline_layout: wgpu::PipelineLayout,
-    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    /// By key, and whether accesses are checked.
+    pipelines: Mutex<HashMap<(PipelineKey, bool), wgpu::ComputePipeline>>,
     dispatches: AtomicU64,
 }
 
@@ -258,18 +262,31 @@ impl Gpu {
         &self,
         key: PipelineKey,
     ) -> Result<wgpu::ComputePipeline, PlanError> {
+        let id = (key, self.options.checked_shaders);
         let known = |m: &Mutex<HashMap<_, wgpu::ComputePipeline>>| {
-            m.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+            m.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
         };
         if let Some(pipeline) = known(&self.shared.pipelines) {
             return Ok(pipeline);
         }
         let label = key.to_string();
         let pipeline = checked(self.both(), "a pipeline", || {
-            let module = self.device().create_shader_module(wgpu::ShaderModuleDescriptor {
+            let source = wgpu::ShaderModuleDescriptor {
                 label: Some(&label),
                 source: wgpu::ShaderSource::Wgsl(key.wgsl().into()),
-            });
+            };
+            let checks = match self.options.checked_shaders {
+                true => wgpu::ShaderRuntimeChecks::checked(),
+                false => wgpu::ShaderRuntimeChecks::unchecked(),
+            };
+            // SAFETY: every access is in bounds by construction, and every loop ends. Tensors:
+            // rows, queries and features are below the sizes that `Plan::bind_forward` has found to
+            // lie in their bindings, keys below `key_len` and in the range that a part is bound
+            // with, slots of a bias below its width because only visible keys ask for theirs. Rotary
+            // tables: positions of visible keys and of queries of one block, which is what they
+            // are made for. Tiles: constants of the key, `key.rs` sizes them. Loops count up to
+            // these ends. A test holds checked kernels to the same bits.
+            let module = unsafe { self.device().create_shader_module_trusted(source, checks) };
             self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&label),
                 layout: Some(&self.shared.pipeline_layout),
@@ -284,7 +301,7 @@ impl Gpu {
         })
         .await?;
         let mut all = self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(all.entry(key).or_insert(pipeline).clone())
+        Ok(all.entry(id).or_insert(pipeline).clone())
     }
 }
 

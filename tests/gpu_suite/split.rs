@@ -51,6 +51,23 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
     }
 }
 
+/// Kernels without checks around accesses give the bits of those with them.
+pub fn checked_shaders(gpu: &Gpu) -> Result<(), Failed> {
+    let mut options = GpuOptions::default();
+    options.checked_shaders = true;
+    let (plain, checked) = (gpu.with_options(GpuOptions::default()), gpu.with_options(options));
+    for seed in 0..60 {
+        let case = Case::decode(&list(90_000 + seed));
+        let (problem, inputs) = (case.problem(), case.inputs());
+        let one = plain.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        let other = checked.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        if bits(&one.out) != bits(&other.out) {
+            return Err(format!("seed {seed}: other bits\n{case:?}").into());
+        }
+    }
+    Ok(())
+}
+
 pub fn what_cannot_fit(gpu: &Gpu) -> Result<(), Failed> {
     let data = vec![0.5_f32; 256 * 64];
     let t = || HostTensor::new(&data[..], [256, 64]).unwrap();
