@@ -145,7 +145,8 @@ fn weigh(packed_row: u32, first: u32) {
         for (var j = 0u; j < TK; j++) {
             let logit = scores[i * TK + j];
             var weight = 0.0;
-            if logit > SEEN {
+            // Not `>`: a NaN has a weight, which is NaN.
+            if !(logit <= SEEN) {
                 weight = exp2(logit - top);
             }
             total[i] += weight;
@@ -180,7 +181,7 @@ fn add_values(of_chunk: u32) {
 // Writes a query's output and lse.
 fn finish_row(packed_row: u32, i: u32, query: u32, first_feature: u32, value_block: u32) {
     let sum = row_total(i);
-    let degenerate = largest[i] <= SEEN;
+    let degenerate = largest[i] <= SEEN && sum == 0.0;
     let at = row_offset(params.out, packed_row) + query * params.out.position;
     for (var c = 0u; c < 2u * CHUNKS; c++) {
         let feature = first_feature + c / 2u * 64u + (c % 2u * GROUPS + column_group) * 4u;

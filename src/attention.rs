@@ -159,7 +159,9 @@ impl Problem {
         let block = self.query_block() as i64;
         let shift = self.geometry.rotary_shift() as i64;
         let len = self.shape.seq_len.max(self.shape.key_len) as i64;
-        let span = len.min(self.geometry.slots() as i64 + 2 * block);
+        // A block of queries may cross from one window into the next.
+        let reach = (self.geometry.slots() + self.geometry.window()) as i64 + 2 * block;
+        let span = len.min(reach);
         let positions = [0..span, shift..shift + span];
         let lags = [-block..block + 1, shift - span..shift + span + 1];
         let tables = RotaryTables::new(spec, &positions, &lags)?;

@@ -1,16 +1,10 @@
 //! Every example runs, and says what it promises.
 
-use std::process::Command;
+mod common;
 
 /// What an example prints.
 fn run(name: &str, args: &[&str]) -> String {
-    let out = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--offline", "--profile", "test", "--features", "serde"])
-        .args(["--example", name, "--"])
-        .args(args)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
+    let out = common::example(name).args(args).output().unwrap();
     assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }

@@ -13,8 +13,9 @@ use local_attention::gpu::{Gpu, RequestOptions};
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 10] = [
+const TESTS: [(&str, Test); 11] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
+    ("hard_geometries", gpu_suite::oracle::hard_geometries),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),

@@ -3,8 +3,8 @@
 use clap::ValueEnum;
 use half::f16;
 use local_attention::cpu::Cpu;
-use local_attention::gpu::{DeviceError, Gpu, GpuElement, RequestOptions};
-use local_attention::{Call, Engine, LocalAttention, Reference};
+use local_attention::gpu::{DeviceError, Gpu, GpuElement, Layouts, RequestOptions, Storage};
+use local_attention::{Call, Engine, LocalAttention, Problem, Reference};
 
 use crate::case::{Array, Case, Data, Dtype, Want};
 use crate::error::BadInput;
@@ -79,8 +79,12 @@ impl Engines {
         self.gpu.as_ref().err().map(ToString::to_string)
     }
 
-    /// The engine for inputs of this type, and why it is the one.
-    pub fn choose(&self, dtype: Dtype) -> Result<(Chosen, String), BadInput> {
+    /// The engine for inputs of this type and a problem, if it is known, and why it is the one.
+    pub fn choose(
+        &self,
+        dtype: Dtype,
+        problem: Option<&Problem>,
+    ) -> Result<(Chosen, String), BadInput> {
         let asked = |engine| (engine, "asked for".to_owned());
         let cpu =
             |why: String| (Chosen::Cpu, format!("{why}, so the CPU engine is the fastest here"));
@@ -90,7 +94,11 @@ impl Engines {
             }
             (Backend::Gpu, Ok(gpu)) => asked(Chosen::Gpu(gpu.clone())),
             (Backend::Auto, Ok(gpu)) if !gpu.caps().is_software() => {
-                (Chosen::Gpu(gpu.clone()), "the best adapter of this machine".to_owned())
+                let key = problem.map(|p| gpu.key(p, &Layouts::any(Storage::F32)));
+                match key {
+                    Some(Err(e)) => cpu(e.to_string()),
+                    _ => (Chosen::Gpu(gpu.clone()), "the best adapter of this machine".to_owned()),
+                }
             }
             (Backend::Auto, Ok(gpu)) => {
                 cpu(format!("{} is software on the CPU", gpu.caps().info.name))

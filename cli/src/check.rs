@@ -159,7 +159,12 @@ fn check_file(
     let case = load(file, &Replace::default())?;
     let chosen = match args.backend {
         Backends::All => engines.present(case.dtype()),
-        Backends::One(_) => vec![engines.choose(case.dtype()).map_err(in_file)?.0],
+        Backends::One(_) => {
+            let attention =
+                LocalAttention::new(case.config.clone()).map_err(|e| in_file(e.into()))?;
+            let problem = case.problem(&attention).map_err(|e| in_file(e.into()))?;
+            vec![engines.choose(case.dtype(), Some(&problem)).map_err(in_file)?.0]
+        }
     };
     for engine in &chosen {
         let verdict = verdict(&case, engine, args).map_err(in_file)?;

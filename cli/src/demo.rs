@@ -31,7 +31,7 @@ const HEADS: usize = 8;
 const HEAD_DIM: usize = 64;
 
 pub fn demo(console: Console) -> Result<bool, BadInput> {
-    let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32)?;
+    let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32, None)?;
     console.say(format!("local-attention {}", env!("CARGO_PKG_VERSION")));
     console.say(format!("engine   {}: {why}", chosen.describe()));
 

@@ -12,7 +12,7 @@ use crate::error::BadInput;
 pub fn info(console: Console) -> Result<bool, BadInput> {
     let cpu = Cpu::new();
     let sets: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-    let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32)?;
+    let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32, None)?;
     let adapters = gpu::adapters_blocking();
     let described: Vec<Value> = adapters.iter().map(describe).collect();
     let mut lines = vec![

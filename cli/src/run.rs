@@ -59,7 +59,8 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     };
     let case = load(&args.input, &replace)?;
     let dtype = case.dtype();
-    let (chosen, why) = args.backend.open(args.adapter.as_deref())?.choose(dtype)?;
+    let engines = args.backend.open(args.adapter.as_deref())?;
+    engines.choose(dtype, None)?;
     let out_dtype = match args.out_dtype {
         Some(OutDtype::F32) => Dtype::F32,
         None => dtype,
@@ -70,6 +71,7 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         .with_quirks(args.case.quirks);
     let call = args.seed.map_or_else(Call::default, Call::with_seed);
     let problem = case.problem(&attention).map_err(|e| in_file(e.into()))?;
+    let (chosen, why) = engines.choose(dtype, Some(&problem))?;
     let (input, output) = (&args.input, &args.output);
     if output.canonicalize().is_ok_and(|o| input.canonicalize().is_ok_and(|i| i == o)) {
         return Err(BadInput::file(output, "cannot be written: it is the case itself"));

@@ -31,11 +31,11 @@ fn add_products(chunk: u32) {
 // A bias by its bits: a shader that assumes finite arithmetic must not compare infinities.
 fn finite_bias(bias: f32) -> f32 {
     let bits = bitcast<u32>(bias);
-    let infinite_or_less = bits >= 0xff800000u;
-    if infinite_or_less || bias < BIAS_FLOOR {
+    if bits == 0xff800000u || bias < BIAS_FLOOR {
         return HIDDEN;
     }
-    return bias * LOG2_E;
+    // A bias that f32 can hold stays finite; a NaN stays.
+    return select(bias * LOG2_E, 3.4e38, bias > 2.3e38);
 }
 
 // The bias of a query on a key, in powers of 2.

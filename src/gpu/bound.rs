@@ -68,7 +68,7 @@ impl Plan {
     }
 
     /// Binds tensors that hold a part alone: `[rows, positions, features]` from its first row, query
-    /// and key on; mask and bias whole.
+    /// and key on; mask and bias the rows that it reads.
     pub(super) async fn bind_piece(
         &self,
         tensors: &ForwardTensors<'_>,
@@ -91,10 +91,18 @@ impl Plan {
             v: from(plain(&tensors.v), kv_rows, keys),
             out: from(plain(&tensors.out), rows, queries),
             mask_words: false,
-            mask: tensors.mask.as_ref().map(|t| plain(t)),
-            bias: tensors.attn_bias.as_ref().map(|t| plain(t)),
+            mask: tensors.mask.as_ref().map(plain),
+            bias: tensors.attn_bias.as_ref().map(plain),
             lse: tensors.lse.as_ref().map(|t| from(plain(t), rows, queries)),
         };
+        // They begin with the first row that the part reads.
+        let shape = &self.problem.shape;
+        if let (Some(mask), Some(m)) = (&mut laid.mask, shape.mask) {
+            mask.first -= chunk.mask_rows(&self.problem, m.rows).start as i64 * mask.leading[3];
+        }
+        if let (Some(bias), Some(b)) = (&mut laid.bias, shape.bias) {
+            bias.first -= chunk.bias_rows(b.rows).start as i64 * bias.leading[3];
+        }
         if one {
             (laid.k.leading, laid.v.leading) = ([0; 4], [0; 4]);
         }
@@ -167,7 +175,8 @@ impl Plan {
             (Slot::V, keys.clone(), dv),
             (Slot::Out, queries.clone(), dv),
         ] {
-            if let Some(tensor) = laid.get(slot) {
+            // A tensor without features is never read or written.
+            if let Some(tensor) = laid.get(slot).filter(|_| features > 0) {
                 let (range, view) =
                     tensor.bind(laid.dims, rows.clone(), positions, features, alignment)?;
                 all.push((slot, range, view));
@@ -175,17 +184,12 @@ impl Plan {
         }
         let rows_only = |n: usize| [1, 1, 1, n.max(1) as u32];
         if let (Some(mask), Some(m)) = (&laid.mask, shape.mask) {
-            let share = (self.problem.batch / m.rows).max(1);
-            let rows = rows.start / share..(rows.end - 1) / share + 1;
+            let rows = chunk.mask_rows(&self.problem, m.rows);
             let (range, view) = mask.bind(rows_only(m.rows), rows, 0..m.len, 1, alignment)?;
             all.push((Slot::Mask, range, view));
         }
         if let (Some(bias), Some(b)) = (&laid.bias, shape.bias) {
-            let (first, last) = (rows.start, rows.end - 1);
-            let rows = match first / b.rows == last / b.rows {
-                true => first % b.rows..last % b.rows + 1,
-                false => 0..b.rows,
-            };
+            let rows = chunk.bias_rows(b.rows);
             let (range, view) =
                 bias.bind(rows_only(b.rows), rows, 0..b.queries, b.slots, alignment)?;
             all.push((Slot::Bias, range, view));
@@ -200,6 +204,7 @@ impl Plan {
 
     /// Checks tensors against the plan and brings them into the kernels' form.
     fn lay<'a>(&self, tensors: &ForwardTensors<'a>) -> Result<LaidTensors<'a>, BindError> {
+        let tensors = &normalised(tensors);
         let (problem, shape) = (&self.problem, &self.problem.shape);
         let first_query = shape.query.start as i64;
         let storage = Dtype::from(self.key().storage);
@@ -442,6 +447,22 @@ impl Slot {
     }
 }
 
+/// The same tensors without strides that lead nowhere: of dimensions of one element, features aside.
+fn normalised<'a>(tensors: &ForwardTensors<'a>) -> ForwardTensors<'a> {
+    let mut all = tensors.clone();
+    let optional = [&mut all.mask, &mut all.attn_bias, &mut all.lse].into_iter().flatten();
+    for t in [&mut all.q, &mut all.k, &mut all.v, &mut all.out].into_iter().chain(optional) {
+        let empty = t.shape.contains(&0);
+        let last = t.shape.len().saturating_sub(1);
+        for (stride, &size) in t.strides_elems.iter_mut().zip(&t.shape).take(last) {
+            if size <= 1 || empty {
+                *stride = 0;
+            }
+        }
+    }
+    all
+}
+
 /// A tensor of one leading dimension: `[row, position(, feature)]`.
 fn plain<'a>(t: &TensorView<'a>) -> Laid<'a> {
     let stride = |i: usize| t.strides_elems.get(i).copied().unwrap_or(0);
@@ -511,7 +532,8 @@ fn check(
     }
     // Shaders read whole words.
     let needed = u64::try_from((high + 1) * i128::from(bytes)).unwrap_or(u64::MAX);
-    if needed.saturating_add(3) / 4 * 4 > t.buffer.size() {
+    let needed = needed.saturating_add(3) / 4 * 4;
+    if needed > t.buffer.size() / 4 * 4 {
         return Err(BindError::BufferSize { tensor, got: t.buffer.size(), needed });
     }
     Ok(())

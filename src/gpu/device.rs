@@ -317,6 +317,8 @@ pub(super) async fn checked<T>(
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let made = make();
+        // What a lost device makes is not valid and is no error: only using it is.
+        probe(device, queue);
         let validation = validation.pop();
         let internal = internal.pop();
         (made, (validation, internal, memory.pop()))
@@ -338,14 +340,19 @@ pub(super) async fn checked<T>(
 async fn works(device: &wgpu::Device, queue: &wgpu::Queue) -> bool {
     let error = {
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("probe"),
-            size: 16,
-            usage: wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        queue.write_buffer(&buffer, 0, &[0; 16]);
+        probe(device, queue);
         scope.pop()
     };
     error.await.is_none()
+}
+
+/// What every device that is there accepts.
+fn probe(device: &wgpu::Device, queue: &wgpu::Queue) {
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("probe"),
+        size: 16,
+        usage: wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    queue.write_buffer(&buffer, 0, &[0; 16]);
 }

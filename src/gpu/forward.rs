@@ -52,7 +52,8 @@ impl GpuElement for f16 {
 impl Gpu {
     /// `softmax(q k^T * scale + bias, over what each query sees) v`, as
     /// [`Engine::forward`](crate::Engine::forward) says, part by part: uploaded, computed, read back.
-    /// Dropping the future between two parts ends the work there.
+    /// Natively it waits for the device inside; in a browser it yields, and dropping the future ends the
+    /// work after the part at hand.
     ///
     /// # Errors
     /// Tensors that are not what the problem describes, problems no kernel carries out, devices
@@ -136,8 +137,9 @@ impl Gpu {
         let k = gather("k", &inputs.k, &kv_rows, keys.clone(), shape.head_dim)?;
         let v = gather("v", &inputs.v, &kv_rows, keys.clone(), shape.value_dim)?;
         let mask = inputs.effective_mask().zip(shape.mask).map(|(mask, m)| {
-            let mut bytes = Vec::with_capacity(m.rows * m.len);
-            for row in 0..m.rows {
+            let rows = chunk.mask_rows(problem, m.rows);
+            let mut bytes = Vec::with_capacity(rows.len() * m.len);
+            for row in rows {
                 let view = mask.packed_row(row, 1);
                 bytes.extend((0..m.len).map(|u| u8::from(view.at1(u))));
             }
@@ -147,8 +149,9 @@ impl Gpu {
         let bias = match inputs.attn_bias.as_ref().zip(shape.bias) {
             None => None,
             Some((bias, b)) => {
-                let (mut bytes, _) = reserve("attn_bias", &[b.rows, b.queries, b.slots, 4])?;
-                for row in 0..b.rows {
+                let rows = chunk.bias_rows(b.rows);
+                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), b.queries, b.slots, 4])?;
+                for row in rows {
                     let view = bias.packed_row(row, 2);
                     for i in 0..b.queries {
                         (0..b.slots).for_each(|j| view.at(i, j).put(&mut bytes));
@@ -299,8 +302,12 @@ fn part_bytes<T: GpuElement>(problem: &Problem, chunk: &Chunk) -> Vec<(&'static 
         ("v", bytes(&[kv_rows, keys, dv], element)),
         ("out", bytes(&[chunk.rows.len(), queries, dv], element)),
     ];
-    all.extend(shape.mask.map(|m| ("mask", bytes(&[m.rows, m.len], 1))));
-    all.extend(shape.bias.map(|b| ("attn_bias", bytes(&[b.rows, b.queries, b.slots], element))));
+    all.extend(
+        shape.mask.map(|m| ("mask", bytes(&[chunk.mask_rows(problem, m.rows).len(), m.len], 1))),
+    );
+    all.extend(shape.bias.map(|b| {
+        ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), b.queries, b.slots], element))
+    }));
     all
 }
 

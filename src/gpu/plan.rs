@@ -59,6 +59,23 @@ pub(super) struct Chunk {
     pub(super) keys: Range<usize>,
 }
 
+impl Chunk {
+    /// Rows of a mask that it reads.
+    pub(super) fn mask_rows(&self, problem: &Problem, rows: usize) -> Range<usize> {
+        let share = (problem.batch / rows).max(1);
+        self.rows.start / share..(self.rows.end - 1) / share + 1
+    }
+
+    /// Rows of a bias that it reads.
+    pub(super) fn bias_rows(&self, rows: usize) -> Range<usize> {
+        let (first, last) = (self.rows.start, self.rows.end - 1);
+        match first / rows == last / rows {
+            true => first % rows..last % rows + 1,
+            false => 0..rows,
+        }
+    }
+}
+
 impl Gpu {
     /// Chooses a kernel for a problem, compiles it and uploads the rotary tables.
     ///
@@ -66,6 +83,12 @@ impl Gpu {
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, a failed compilation.
     pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
         let key = self.key(problem, layouts)?;
+        let blocks = problem.shape.value_dim.div_ceil(64 * key.chunks as usize) as u64;
+        let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
+        if blocks > most {
+            let limit = "max_compute_workgroups_per_dimension";
+            return Err(PlanError::Limit { limit, got: most, needed: blocks });
+        }
         let pipeline = self.pipeline(key).await?;
         let dropping = match problem.dropout > 0.0 {
             true => Some(self.pipeline(PipelineKey { dropout: true, ..key }).await?),
@@ -205,16 +228,16 @@ impl Plan {
         while let Some((rows, queries)) = open.pop() {
             let keys = self.keys_of(&queries);
             let chunk = Chunk { rows: rows.clone(), queries: queries.clone(), keys };
-            let unfit = match self.small_enough(&chunk) {
-                true => fits(&chunk).err(),
-                false => Some(PlanError::LayoutExceedsBinding { tensor: "out", needed: 0, max: 0 }),
-            };
-            let Some(unfit) = unfit else {
+            let fit = fits(&chunk);
+            if fit.is_ok() && self.small_enough(&chunk) {
                 done.push(chunk);
                 continue;
-            };
+            }
             let block = self.base.block_len as usize;
-            let middle = queries.start.midpoint(queries.end).next_multiple_of(block);
+            let mut middle = queries.start.midpoint(queries.end).next_multiple_of(block);
+            if middle >= queries.end {
+                middle = (queries.end - 1) / block * block;
+            }
             if rows.len() > 1 {
                 let cut = rows.start.midpoint(rows.end);
                 open.push((cut..rows.end, queries.clone()));
@@ -223,15 +246,9 @@ impl Plan {
                 open.push((rows.clone(), middle..queries.end));
                 open.push((rows, queries.start..middle));
             } else {
-                return match self.small_enough(&chunk) {
-                    true => Err(unfit),
-                    false if fits(&chunk).is_ok() => {
-                        // One block of queries: as small as it gets.
-                        done.push(chunk);
-                        continue;
-                    }
-                    false => Err(unfit),
-                };
+                // One block of queries of one row: as small as it gets.
+                fit?;
+                done.push(chunk);
             }
         }
         Ok(done)
@@ -241,10 +258,14 @@ impl Plan {
     fn small_enough(&self, chunk: &Chunk) -> bool {
         let most = self.gpu.max_workgroups();
         let shape = &self.problem.shape;
-        let keys = self.problem.geometry.slots().min(shape.key_len) as f64;
+        // Visited zeros of autopad too, and scores again for every block of values.
+        let keys = self.problem.geometry.slots().min(self.base.key_end as usize) as f64;
+        let [_, _, values] = self.workgroups(chunk);
         let products = chunk.rows.len() as f64 * chunk.queries.len() as f64 * keys;
-        let flops = 2.0 * products * (shape.head_dim + shape.value_dim) as f64;
-        self.workgroups(chunk).iter().all(|&n| n <= most)
+        let features = f64::from(values) * shape.head_dim as f64 + shape.value_dim as f64;
+        let flops = 2.0 * products * features;
+        // Blocks of values are as many as they are, and checked when the plan is made.
+        self.workgroups(chunk)[..2].iter().all(|&n| n <= most)
             && flops <= self.gpu.options().max_chunk_flops
     }
 

@@ -184,7 +184,9 @@ impl Laid<'_> {
         }
         let bytes = self.element_bytes;
         let start = low.max(0) as u64 * bytes / alignment * alignment;
-        let end = ((high + 1).max(0) as u64 * bytes).next_multiple_of(16).min(self.buffer.size());
+        let end = ((high + 1).max(0) as u64 * bytes).next_multiple_of(16);
+        // Bindings are whole words.
+        let end = end.min(self.buffer.size() / 4 * 4);
         // Addresses are computed modulo 2^32: what is folded in may lie before the binding.
         let wrap = |x: i64| x as u32;
         let view = View {

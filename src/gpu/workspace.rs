@@ -23,14 +23,17 @@ pub struct Workspace {
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Workspace {
-    /// Room for this many dispatches between two submissions, at least 1.
+    /// Room for this many dispatches between two submissions, at least 1 and as many as a buffer holds:
+    /// [`slots`](Self::slots) tells.
     ///
     /// # Errors
     /// A device that has no memory for them.
     pub async fn new(gpu: &Gpu, slots: usize) -> Result<Self, DeviceError> {
         let alignment = u64::from(gpu.device().limits().min_uniform_buffer_offset_alignment);
         let stride = (size_of::<Params>() as u64).next_multiple_of(alignment.max(16));
-        let slots = slots.max(1);
+        // Offsets are 32 bits.
+        let limit = gpu.device().limits().max_buffer_size.min(u64::from(u32::MAX)) / stride;
+        let slots = slots.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
         let buffer = checked(gpu.both(), "a workspace", || {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention workspace"),

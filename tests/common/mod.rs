@@ -10,6 +10,21 @@ use local_attention::{
     ReferenceQuirks,
 };
 
+/// An example, which `cargo test` has built beside the tests.
+pub fn example(name: &str) -> std::process::Command {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples");
+    let program = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(
+        program.exists(),
+        "{} is not built: cargo build --examples --profile test",
+        program.display()
+    );
+    let mut command = std::process::Command::new(program);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
 /// A list of numbers that a case is decoded from. Where it ends it goes on with zeros, and 0 always
 /// means the simplest choice, so that shrinking the list shrinks the case.
 pub struct Choices<'a> {

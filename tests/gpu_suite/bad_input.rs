@@ -119,7 +119,13 @@ pub fn lost_device(gpu: &Gpu) -> Result<(), Failed> {
     let name = gpu.caps().info.name.clone();
     let doomed = Gpu::request_blocking(&RequestOptions::adapter(name)).map_err(fail)?;
     small_call(&doomed).map_err(fail)?;
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([], 8, 4)).unwrap();
     doomed.device().destroy();
+    let plan = doomed.plan_blocking(&problem, &Layouts::any(Storage::F32));
+    assert!(matches!(plan, Err(PlanError::Device(DeviceError::Lost { .. }))), "{plan:?}");
+    let workspace = Workspace::new_blocking(&doomed, 1);
+    assert!(matches!(workspace, Err(DeviceError::Lost { .. })), "{workspace:?}");
     match small_call(&doomed) {
         Err(
             GpuError::Device(e)

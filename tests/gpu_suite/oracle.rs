@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use half::f16;
 use libtest_mimic::Failed;
 use local_attention::gpu::{Gpu, GpuElement, GpuOptions, Layouts, PipelineKey, Storage};
-use local_attention::{Engine, ErrorBudget, HostInputs, Reference};
+use local_attention::{
+    AttentionShape, Call, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig, Reference, ReferenceQuirks,
+};
 
 use super::{fail, list, worst};
 use crate::common::Case;
@@ -112,5 +115,56 @@ fn compare<T: GpuElement>(
     if error > allowed {
         return Err(format!("lse is off by {error:e}, allowed {allowed:e}"));
     }
+    Ok(())
+}
+
+/// Blocks of queries that cross from one window into the next, windows larger than a table of two blocks,
+/// xpos that leaves few queries to a block, values of several blocks, and NaN that every query sees.
+pub fn hard_geometries(gpu: &Gpu) -> Result<(), Failed> {
+    let wide = LocalAttentionConfig::new(1000).look_backward(1).look_forward(0).dim(8);
+    let steep = LocalAttentionConfig::new(64).dim(8).use_xpos(true).xpos_scale_base(1.0);
+    let steep = steep.look_forward(0);
+    let odd = LocalAttentionConfig::new(17).causal(true);
+    for (config, n, value_dim, query) in [
+        (wide.clone(), 3000, 8, 1980..2030),
+        (wide.exact_windowsize(true), 3000, 8, 990..1020),
+        (steep, 256, 8, 0..256),
+        (odd, 170, 200, 0..170),
+    ] {
+        let d = 8;
+        let mut noise = crate::common::Noise::new(n);
+        let q = noise.normals(query.len() * d);
+        let (k, v) = (noise.normals(n * d), noise.normals(n * value_dim));
+        let shape = AttentionShape::new([], n, d).with_value_dim(value_dim);
+        let shape = shape.with_query(query.clone()).with_lse();
+        let name = format!("{config:?}");
+        let case = Case {
+            config,
+            quirks: ReferenceQuirks::ALL,
+            shape,
+            call: Call::default(),
+            strided: false,
+            q,
+            k,
+            v,
+            mask: Vec::new(),
+            bias: Vec::new(),
+        };
+        for checked in [false, true] {
+            let mut options = GpuOptions::default();
+            options.checked_shaders = checked;
+            let result = compare::<f32>(&gpu.with_options(options), &case, &case.inputs());
+            result.map_err(|e| format!("{name}, checked {checked}: {e}"))?;
+        }
+    }
+    let x = HostTensor::new(vec![0.5_f32; 32], [8, 4]).unwrap();
+    let mut data = vec![0.5_f32; 32];
+    data[1] = f32::NAN;
+    let k = HostTensor::new(data, [8, 4]).unwrap();
+    let inputs = HostInputs::new(x.clone(), k, x);
+    let attention = LocalAttention::new(LocalAttentionConfig::new(8)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let out = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
+    assert!(out.iter().all(|x| x.is_nan()), "a NaN key that all see: {out:?}");
     Ok(())
 }

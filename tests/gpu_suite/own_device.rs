@@ -154,10 +154,7 @@ pub fn examples(gpu: &Gpu) -> Result<(), Failed> {
         ("gpu_minimal", "out [1, 100, 32], 1 dispatch"),
         ("own_device", "out [1.5, 1.5] .. [1.5, 1.5]"),
     ] {
-        let out = std::process::Command::new(env!("CARGO"))
-            .args(["run", "--quiet", "--offline", "--profile", "test", "--example", name])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()?;
+        let out = crate::common::example(name).output()?;
         let text = String::from_utf8_lossy(&out.stdout);
         if !text.contains(says) {
             let errors = String::from_utf8_lossy(&out.stderr);

@@ -102,10 +102,11 @@ fn gpu() -> Result<(), String> {
         },
         "libvulkan1",
     )?;
-    cargo(
-        &["test", "--all-features", "-p", "local-attention", "--test", "shaders"],
-        &[("LOCAL_ATTENTION_SPIRV_VAL", "require")],
-    )?;
+    // The same packages and features everywhere: others would build wgpu again.
+    let all = ["--workspace", "--all-features"];
+    let with = |words: &[&'static str]| [&words[..1], &all, &words[1..]].concat();
+    cargo(&with(&["build", "--examples", "--profile", "test"]), &[])?;
+    cargo(&with(&["test", "--test", "shaders"]), &[("LOCAL_ATTENTION_SPIRV_VAL", "require")])?;
     for file in [lavapipe(), swiftshader()].into_iter().flatten() {
         let env = [
             ("LOCAL_ATTENTION_GPU", "require"),
@@ -113,7 +114,7 @@ fn gpu() -> Result<(), String> {
             // Mesa looks for a display server otherwise, and complains.
             ("XDG_RUNTIME_DIR", "/tmp"),
         ];
-        cargo(&["test", "--workspace", "--all-features", "--test", "gpu"], &env)?;
+        cargo(&with(&["test", "--test", "gpu"]), &env)?;
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         (suite, _) => suite.unwrap_or(Suite::Quick).shapes(),
     };
     let engines = args.backend.open(args.adapter.as_deref())?;
-    let (chosen, _) = engines.choose(crate::case::Dtype::F32)?;
+    let (chosen, _) = engines.choose(crate::case::Dtype::F32, None)?;
     // Everything that can be refused is refused before the first measurement.
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
     let files: Vec<_> = files.filter(|p| p.as_os_str() != "-").collect();

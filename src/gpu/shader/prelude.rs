@@ -94,9 +94,19 @@ fn store(key: &PipelineKey) -> String {
         (false, Storage::F32) => {
             "    for (var i = 0u; i < min(valid, 4u); i++) {\n        out_data[at + i * params.out.feature] = x[i];\n    }\n"
         }
-        // Rows are an even number of elements apart: a word belongs to one row.
+        // Rows are an even number of elements apart: a word belongs to one row, and to one thread.
+        // The half past the last feature is not ours.
         (false, Storage::F16) => {
-            "    out_data[at / 2u] = pack2x16float(x.xy);\n    if valid > 2u {\n        out_data[at / 2u + 1u] = pack2x16float(x.zw);\n    }\n"
+            "    for (var i = 0u; i < min(valid, 4u); i += 2u) {
+        let word = at / 2u + i / 2u;
+        let pair = pack2x16float(vec2<f32>(x[i], x[i + 1u]));
+        if i + 1u < valid {
+            out_data[word] = pair;
+        } else {
+            out_data[word] = (out_data[word] & 0xffff0000u) | (pair & 0xffffu);
+        }
+    }
+"
         }
     };
     format!("fn store_out(at: u32, valid: u32, x: vec4<f32>) {{\n{body}}}\n")
