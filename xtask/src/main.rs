@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that has to pass, on a fresh machine.
 
+mod package;
 mod parts;
 
 use std::process::ExitCode;

@@ -1,7 +1,9 @@
 //! The parts of the test suite, each a list of cargo commands.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
+
+use crate::package;
 
 /// A part that can be run by name.
 pub struct Part {
@@ -65,10 +67,7 @@ fn lint() -> Result<(), String> {
 fn docs() -> Result<(), String> {
     let deny = [("RUSTDOCFLAGS", "-D warnings")];
     cargo(&["doc", "--workspace", "--all-features", "--no-deps"], &deny)?;
-    // Packages of a work tree, committed or not.
-    let package =
-        ["package", "-p", "local-attention", "-p", "local-attention-cli", "--allow-dirty"];
-    cargo(&package, &[])
+    package::check()
 }
 
 fn cpu() -> Result<(), String> {
@@ -165,19 +164,26 @@ fn need(what: &str, present: &dyn Fn() -> bool, package: &str) -> Result<(), Str
     Err(format!("{what} is missing, and this did not bring it: {line}"))
 }
 
+/// The folder of the workspace.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// Runs cargo in the workspace; what it prints goes where ours goes.
-fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
-    println!("$ cargo {}", args.join(" "));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let status = Command::new(env!("CARGO"))
+pub fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
+    run(env!("CARGO"), args, env)
+}
+
+/// Runs a program in the workspace; what it prints goes where ours goes.
+pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
+    let name = if program == env!("CARGO") { "cargo" } else { program };
+    let line = format!("{name} {}", args.join(" "));
+    println!("$ {line}");
+    let status = Command::new(program)
         .args(args)
         .envs(env.iter().copied())
-        .current_dir(root)
+        .current_dir(root())
         .status()
-        .map_err(|e| format!("cargo could not be started: {e}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("cargo {} ended with {status}", args.join(" ")))
-    }
+        .map_err(|e| format!("{name} could not be started: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{line} ended with {status}")) }
 }
