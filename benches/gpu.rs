@@ -1,8 +1,12 @@
 //! The fused kernel against three dispatches with scores in memory (`benches/unfused`), in turn on one
 //! adapter: `cargo bench --bench gpu`. `LOCAL_ATTENTION_ADAPTER`: a part of the adapter's name.
 
+#[path = "../tests/gpu_suite/buffers.rs"]
+mod buffers;
+
 use std::time::Instant;
 
+use buffers::{read, upload};
 use local_attention::gpu::wgpu::{self, util::DeviceExt};
 use local_attention::gpu::{
     Bound, Dtype, ForwardTensors, Gpu, GpuOptions, Layouts, RequestOptions, Storage, TensorView,
@@ -44,16 +48,9 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
         let mix = |i: u32| i.wrapping_mul(2_654_435_769).wrapping_add(seed) >> 8;
         (0..(HEADS * n * D) as u32).map(|i| mix(i) as f32 / 8_388_608.0 - 1.0).collect()
     };
-    let buffer = |data: &[f32]| {
-        gpu.device().create_buffer_init(&wgpu::util::BufferInitDescriptor {
-            label: None,
-            contents: &data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>(),
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
-        })
-    };
-    let inputs = [1, 1 << 30, 3 << 29].map(|seed| buffer(&tensor(seed)));
+    let inputs = [1, 1 << 30, 3 << 29].map(|seed| upload(gpu, &tensor(seed)));
     let zeros = vec![0.0; HEADS * n * D];
-    let outs = [buffer(&zeros), buffer(&zeros), buffer(&zeros)];
+    let outs = [(); 3].map(|()| upload(gpu, &zeros));
     let mut small = GpuOptions::default();
     small.tile_keys = Some(16);
     let mut fused = [
@@ -241,21 +238,4 @@ fn submit(gpu: &Gpu, encoder: wgpu::CommandEncoder) -> Result<()> {
     gpu.queue().submit([encoder.finish()]);
     gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
     Ok(())
-}
-
-fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
-    let back = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: buffer.size(),
-        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let mut encoder =
-        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &back, 0, None);
-    submit(gpu, encoder).expect("a copy");
-    back.map_async(wgpu::MapMode::Read, .., |result| result.expect("mapped"));
-    gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("a device");
-    let data = back.get_mapped_range(..).expect("mapped").to_vec();
-    data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }

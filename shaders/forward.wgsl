@@ -204,6 +204,6 @@ fn finish_row(packed_row: u32, i: u32, query: u32, first_feature: u32, value_blo
             // Of both parts alone, the product could round where the sum does not.
             lse = (largest[i] + log2(sum)) * 0.6931471805599453;
         }
-        lse_data[params.lse.offset + packed_row * params.lse.leading.w + query * params.lse.position] = lse;
+        store_lse(params.lse.offset + packed_row * params.lse.leading.w + query * params.lse.position, lse);
     }
 }

@@ -13,13 +13,14 @@ use local_attention::gpu::{Gpu, RequestOptions};
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 11] = [
+const TESTS: [(&str, Test); 12] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("hard_geometries", gpu_suite::oracle::hard_geometries),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
     ("views_of_a_callers_buffers", gpu_suite::own_device::views),
+    ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),
     ("bad_tensors_are_errors", gpu_suite::bad_input::bind_errors),
     ("bad_problems_are_errors", gpu_suite::bad_input::plan_errors),

@@ -66,22 +66,7 @@ struct Params {
     xpos_fine: Table,
 }
 
-const CAUSAL = 1u;
-const EXACT = 2u;
-const VISIBLE_PADDING = 4u;
-const SHARED_QK = 8u;
-const UNIFORM_MASKED_ROWS = 16u;
-const MASK = 32u;
-const MASK_WORDS = 64u;
-const BIAS = 128u;
-const BIAS_VARIES = 256u;
-const LSE = 512u;
-const ROTARY = 1024u;
-const ROTARY_SPLIT = 2048u;
-const XPOS = 4096u;
-const XPOS_SPLIT = 8192u;
-const TAIL_ALIGNED = 16384u;
-
+// Bits of `flags` are named by the prelude.
 fn on(flag: u32) -> bool {
     return (params.flags & flag) != 0u;
 }

@@ -48,7 +48,7 @@ fn lets(mask_row: u32, key: u32) -> bool {
     }
     let element = mask_row + key * params.mask.position;
     if on(MASK_WORDS) {
-        return mask_data[element] != 0u;
+        return mask_word(element) != 0u;
     }
-    return ((mask_data[element / 4u] >> (element % 4u * 8u)) & 255u) != 0u;
+    return ((mask_word(element / 4u) >> (element % 4u * 8u)) & 255u) != 0u;
 }

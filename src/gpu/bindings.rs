@@ -1,5 +1,7 @@
 //! Binding numbers: nowhere else.
 
+use super::params::{Params, View};
+
 /// What a shader reads and writes; the number is that of its binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -41,6 +43,35 @@ impl Slot {
             Self::Tables => "tables",
             Self::Lse => "lse_data",
         }
+    }
+
+    /// The argument it holds.
+    pub(super) fn tensor(self) -> &'static str {
+        match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::Out => "out",
+            Self::Bias => "attn_bias",
+            Self::Mask => "mask",
+            Self::Lse => "lse",
+            Self::Params => "uniforms",
+            Self::Tables => "rotary tables",
+        }
+    }
+
+    /// Its view among the uniforms.
+    pub(super) fn view(self, params: &mut Params) -> Option<&mut View> {
+        Some(match self {
+            Self::Q => &mut params.q,
+            Self::K => &mut params.k,
+            Self::V => &mut params.v,
+            Self::Out => &mut params.out,
+            Self::Bias => &mut params.bias,
+            Self::Mask => &mut params.mask,
+            Self::Lse => &mut params.lse,
+            Self::Params | Self::Tables => return None,
+        })
     }
 
     fn ty(self) -> wgpu::BindingType {

@@ -154,19 +154,31 @@ pub enum BindError {
         /// The usages given.
         got: String,
     },
-    /// A result in the memory or the buffer of an input.
-    #[error("{output} shares a buffer with {input}: a dispatch cannot read and write one buffer")]
-    Aliasing {
+    /// A result in the memory of another tensor, from the first byte of each to its last.
+    #[error("{output} overlaps {input}: results need memory of their own")]
+    Overlap {
         /// `out` or `lse`.
         output: &'static str,
         /// The other tensor.
         input: &'static str,
     },
+    /// An `lse` in the buffer of an input that is not `out`'s too.
+    #[error(
+        "{output} shares a buffer with {input}, and out lies in another: put {output} into a buffer of its own, or into out's"
+    )]
+    Aliasing {
+        /// `lse`.
+        output: &'static str,
+        /// The other tensor.
+        input: &'static str,
+    },
     /// More dimensions than kernels count.
-    #[error("the leading dimensions are {got} that do not merge: at most 4 are allowed")]
+    #[error("the leading dimensions are {got} that do not merge: at most {max} are allowed here")]
     Rank {
         /// Dimensions left after merging.
         got: usize,
+        /// How many kernels count.
+        max: usize,
     },
     /// A workspace without a free slot: submit, then `recall`, or make a larger one.
     #[error(

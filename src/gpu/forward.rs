@@ -6,7 +6,8 @@ use half::f16;
 
 use super::Storage;
 use super::device::{Gpu, checked};
-use super::error::{DeviceError, GpuError, PlanError};
+use super::error::{DeviceError, GpuError};
+use super::layout::check_fit;
 use super::plan::{Chunk, Layouts, Plan};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use super::workspace::Workspace;
@@ -75,14 +76,7 @@ impl Gpu {
             let plan = self.plan(problem, &layouts).await?;
             let mut workspace = Workspace::new(self, 1).await.map_err(GpuError::Device)?;
             let limit = self.max_binding_bytes();
-            let fits = |chunk: &Chunk| {
-                for (tensor, needed) in part_bytes::<T>(problem, chunk) {
-                    if needed > limit {
-                        return Err(PlanError::LayoutExceedsBinding { tensor, needed, max: limit });
-                    }
-                }
-                Ok(())
-            };
+            let fits = |chunk: &Chunk| check_fit(part_bytes::<T>(problem, chunk), limit);
             for chunk in plan.chunks(&fits)? {
                 let (part, part_lse) =
                     self.forward_part(&plan, inputs, call, &chunk, &mut workspace).await?;

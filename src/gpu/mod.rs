@@ -8,9 +8,11 @@
 
 mod bindings;
 mod bound;
+mod check;
 mod device;
 mod error;
 mod forward;
+mod layout;
 mod params;
 mod plan;
 mod shader;
@@ -24,7 +26,7 @@ pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
 pub use error::{BindError, DeviceError, GpuError, PlanError};
 pub use forward::GpuElement;
 pub use plan::{Layouts, Plan};
-pub use shader::{MAX_HEAD_DIM, PipelineKey, Storage};
+pub use shader::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
 pub use tensor::{Dtype, ForwardTensors, TensorView};
 /// The version of wgpu whose devices and buffers the engine takes.
 pub use wgpu;

@@ -68,18 +68,28 @@ pub(super) struct Params {
     pub(super) xpos_fine: Table,
 }
 
-pub(super) const CAUSAL: u32 = 1;
-pub(super) const EXACT: u32 = 2;
-pub(super) const VISIBLE_PADDING: u32 = 4;
-pub(super) const SHARED_QK: u32 = 8;
-pub(super) const UNIFORM_MASKED_ROWS: u32 = 16;
-pub(super) const MASK: u32 = 32;
-pub(super) const MASK_WORDS: u32 = 64;
-pub(super) const BIAS: u32 = 128;
-pub(super) const BIAS_VARIES: u32 = 256;
-pub(super) const LSE: u32 = 512;
-pub(super) const ROTARY: u32 = 1024;
-pub(super) const ROTARY_SPLIT: u32 = 2048;
-pub(super) const XPOS: u32 = 4096;
-pub(super) const XPOS_SPLIT: u32 = 8192;
-pub(super) const TAIL_ALIGNED: u32 = 16384;
+macro_rules! flags {
+    ($($name:ident = $bit:literal,)*) => {
+        $(pub(super) const $name: u32 = 1 << $bit;)*
+        /// Every bit of `Params::flags`, by the name that shaders know it by.
+        pub(super) const FLAGS: &[(&str, u32)] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+flags! {
+    CAUSAL = 0,
+    EXACT = 1,
+    VISIBLE_PADDING = 2,
+    SHARED_QK = 3,
+    UNIFORM_MASKED_ROWS = 4,
+    MASK = 5,
+    MASK_WORDS = 6,
+    BIAS = 7,
+    BIAS_VARIES = 8,
+    LSE = 9,
+    ROTARY = 10,
+    ROTARY_SPLIT = 11,
+    XPOS = 12,
+    XPOS_SPLIT = 13,
+    TAIL_ALIGNED = 14,
+}

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use super::bindings::Slot;
 use super::device::{Gpu, checked};
 use super::error::PlanError;
+use super::layout::check_fit;
 use super::params::{self, Params, Table};
-use super::shader::{MAX_HEAD_DIM, PipelineKey, Storage};
+use super::shader::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
 use crate::rotary;
 use crate::{Call, Problem};
 
@@ -40,14 +42,36 @@ pub struct Plan {
     pub(super) gpu: Gpu,
     pub(super) problem: Problem,
     key: PipelineKey,
-    pipeline: wgpu::ComputePipeline,
-    /// With the same key but for dropout.
-    dropping: Option<wgpu::ComputePipeline>,
+    /// For tensors in buffers apart from the output's.
+    pipelines: Pipelines,
     pub(super) tables: wgpu::Buffer,
     /// What is bound where there is no tensor: read, and written.
     pub(super) nothing: [wgpu::Buffer; 2],
     /// All uniforms that do not depend on the part that is computed.
     pub(super) base: Params,
+}
+
+/// A kernel as calls need it.
+#[derive(Debug, Clone)]
+pub(super) struct Pipelines {
+    plain: wgpu::ComputePipeline,
+    /// With the same key but for dropout, where the problem has any.
+    dropping: Option<wgpu::ComputePipeline>,
+}
+
+impl Pipelines {
+    async fn new(gpu: &Gpu, key: PipelineKey, drops: bool) -> Result<Self, PlanError> {
+        let dropping = match drops {
+            true => Some(gpu.pipeline(PipelineKey { dropout: true, ..key }).await?),
+            false => None,
+        };
+        Ok(Self { plain: gpu.pipeline(key).await?, dropping })
+    }
+
+    /// The pipeline of a call.
+    pub(super) fn of(&self, call: &Call) -> &wgpu::ComputePipeline {
+        self.dropping.as_ref().filter(|_| call.dropout.is_some()).unwrap_or(&self.plain)
+    }
 }
 
 /// A part of a problem that one dispatch computes.
@@ -89,11 +113,7 @@ impl Gpu {
             let limit = "max_compute_workgroups_per_dimension";
             return Err(PlanError::Limit { limit, got: most, needed: blocks });
         }
-        let pipeline = self.pipeline(key).await?;
-        let dropping = match problem.dropout > 0.0 {
-            true => Some(self.pipeline(PipelineKey { dropout: true, ..key }).await?),
-            false => None,
-        };
+        let pipelines = Pipelines::new(self, key, problem.dropout > 0.0).await?;
         let mut base = base_params(problem);
         let block = (key.queries() as usize).min(problem.query_block());
         base.block_len = block as u32;
@@ -108,9 +128,7 @@ impl Gpu {
         };
         let needed = 4 * words.len() as u64;
         let max = self.device().limits().max_storage_buffer_binding_size;
-        if needed > max {
-            return Err(PlanError::LayoutExceedsBinding { tensor: "rotary tables", needed, max });
-        }
+        check_fit([(Slot::Tables.tensor(), needed)], max)?;
         let (tables, nothing) = checked(self.both(), "the rotary tables", || {
             let tables = buffer("rotary tables", needed);
             if !words.is_empty() {
@@ -120,7 +138,7 @@ impl Gpu {
         })
         .await?;
         let (gpu, problem) = (self.clone(), problem.clone());
-        Ok(Plan { gpu, problem, key, pipeline, dropping, tables, nothing, base })
+        Ok(Plan { gpu, problem, key, pipelines, tables, nothing, base })
     }
 
     /// The kernel that would be chosen for a problem, dropout aside.
@@ -141,6 +159,7 @@ impl Gpu {
             vec4: layouts.vec4 && rotary_quads,
             dropout: false,
             degenerate: shape.mask.is_some() || shape.bias.is_some() || fewer_keys,
+            arena: Arena::NONE,
         };
         self.check_limits(&key)?;
         let wide = PipelineKey { keys: 32, ..key };
@@ -198,9 +217,13 @@ impl Plan {
         &self.problem
     }
 
-    /// The pipeline of a call.
-    pub(super) fn pipeline(&self, call: &Call) -> &wgpu::ComputePipeline {
-        self.dropping.as_ref().filter(|_| call.dropout.is_some()).unwrap_or(&self.pipeline)
+    /// The kernel for tensors of which some share a buffer with the output.
+    pub(super) async fn pipelines(&self, arena: Arena) -> Result<Pipelines, PlanError> {
+        if arena == self.key.arena {
+            return Ok(self.pipelines.clone());
+        }
+        let key = PipelineKey { arena, ..self.key };
+        Pipelines::new(&self.gpu, key, self.problem.dropout > 0.0).await
     }
 
     /// Workgroups of a part.

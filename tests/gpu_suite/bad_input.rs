@@ -10,8 +10,8 @@ use local_attention::{
     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
+use super::buffers::upload;
 use super::fail;
-use super::own_device::buffer;
 
 fn small_call(gpu: &Gpu) -> Result<(), GpuError> {
     let t = || HostTensor::new(vec![0.5_f32; 32], [8, 4]).unwrap();
@@ -31,11 +31,11 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
     let mut workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
     let data = [0.5_f32; 64];
     let (q, k, v, out, mask) = (
-        buffer(gpu, &data),
-        buffer(gpu, &data),
-        buffer(gpu, &data),
-        buffer(gpu, &data),
-        buffer(gpu, &[1.0; 8]),
+        upload(gpu, &data),
+        upload(gpu, &data),
+        upload(gpu, &data),
+        upload(gpu, &data),
+        upload(gpu, &[1.0; 8]),
     );
     let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [2, 8, 4]);
     let good = || {
@@ -72,7 +72,11 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
         ("v has a first element at -28", Box::new(|t| t.v.strides_elems = vec![0, -4, 1])),
         ("v ends 512 bytes", Box::new(|t| t.v.offset_bytes = 256)),
         ("k lies in a buffer with usages", Box::new(|t| t.k = view(&unusable))),
-        ("out shares a buffer with q", Box::new(|t| t.out = view(&q))),
+        ("out overlaps q", Box::new(|t| t.out = view(&q))),
+        (
+            "out overlaps mask",
+            Box::new(|t| t.mask = Some(TensorView::contiguous(&out, Dtype::U8, [1, 8]))),
+        ),
     ];
     for (says, change) in &rows {
         let mut tensors = good();

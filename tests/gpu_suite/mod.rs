@@ -1,11 +1,14 @@
 //! The tests of the GPU engine, by what they promise.
 
 pub mod bad_input;
+pub mod buffers;
+pub mod one_buffer;
 pub mod oracle;
 pub mod own_device;
 pub mod split;
 
 use libtest_mimic::Failed;
+use local_attention::gpu::{Gpu, wgpu};
 
 use crate::common::{CHOICES, Noise};
 
@@ -18,6 +21,14 @@ pub fn list(seed: u64) -> Vec<u32> {
 /// Any error, as a test's.
 pub fn fail(error: impl std::fmt::Display) -> Failed {
     error.to_string().into()
+}
+
+/// Records into a pass of its own and submits it.
+pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
+    let mut encoder =
+        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
+    gpu.queue().submit([encoder.finish()]);
 }
 
 /// The largest difference; any NaN counts as infinite.

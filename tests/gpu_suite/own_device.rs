@@ -1,54 +1,14 @@
 //! On a caller's device: its buffers, its passes, its submissions.
 
 use libtest_mimic::Failed;
-use local_attention::gpu::wgpu;
 use local_attention::gpu::{Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace};
 use local_attention::{
     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
-use super::{bits, fail};
+use super::buffers::{read, upload};
+use super::{bits, fail, submit};
 use crate::common::Noise;
-
-const USES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
-    .union(wgpu::BufferUsages::COPY_SRC)
-    .union(wgpu::BufferUsages::COPY_DST);
-
-pub fn buffer(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
-    let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: bytes.len().max(4) as u64,
-        usage: USES,
-        mapped_at_creation: false,
-    });
-    gpu.queue().write_buffer(&buffer, 0, &bytes);
-    buffer
-}
-
-fn read(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<f32> {
-    let back = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: buffer.size(),
-        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let mut encoder =
-        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &back, 0, Some(buffer.size()));
-    gpu.queue().submit([encoder.finish()]);
-    back.map_async(wgpu::MapMode::Read, .., |result| result.unwrap());
-    gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
-    let data = back.get_mapped_range(..).unwrap().to_vec();
-    data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
-    let mut encoder =
-        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
-    gpu.queue().submit([encoder.finish()]);
-}
 
 /// `[b, n, h, d]` tensors in one buffer each, read as `[b, h, n, d]`; k and v in one buffer, q and k
 /// the same tensor, values of another size, an output between other data.
@@ -72,8 +32,8 @@ pub fn views(gpu: &Gpu) -> Result<(), Failed> {
     {
         let padding = vec![f32::NAN; offset as usize];
         let inside = [&padding[..], &data, &padding].concat();
-        let (x, out) = (buffer(gpu, &inside), buffer(gpu, &inside));
-        let lse = buffer(gpu, &vec![0.0; b * h * n]);
+        let (x, out) = (upload(gpu, &inside), upload(gpu, &inside));
+        let lse = upload(gpu, &vec![0.0; b * h * n]);
         let view = |buffer| {
             TensorView::contiguous(buffer, Dtype::F32, [b, h, n, d])
                 .with_strides_elems(strides)
@@ -122,7 +82,7 @@ pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
         let mut outs = Vec::new();
         let mut bounds = Vec::new();
         for i in pair {
-            let (x, out) = (buffer(gpu, calls[i].0), buffer(gpu, &vec![0.0; n * d]));
+            let (x, out) = (upload(gpu, calls[i].0), upload(gpu, &vec![0.0; n * d]));
             let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
             let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out));
             bounds.push(plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?);

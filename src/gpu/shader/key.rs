@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::gpu::bindings::Slot;
+
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -22,6 +24,35 @@ impl Storage {
     }
 }
 
+/// Tensors that lie in the buffer of the output: a kernel reads and writes that through one binding,
+/// as WebGPU asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Arena(u8);
+
+impl Arena {
+    /// The output has a buffer of its own.
+    pub const NONE: Self = Self(0);
+    const SLOTS: [Slot; 6] = [Slot::Q, Slot::K, Slot::V, Slot::Bias, Slot::Mask, Slot::Lse];
+
+    /// Those of which this is true.
+    pub(in crate::gpu) fn of(shares: impl Fn(Slot) -> bool) -> Self {
+        let bits = Self::SLOTS.iter().enumerate().filter(|(_, slot)| shares(**slot));
+        Self(bits.map(|(i, _)| 1 << i).sum())
+    }
+
+    /// Whether a tensor is read or written through the output's binding.
+    pub(in crate::gpu) fn holds(self, slot: Slot) -> bool {
+        Self::SLOTS.iter().position(|s| *s == slot).is_some_and(|i| self.0 >> i & 1 == 1)
+    }
+
+    /// One tensor, all but `lse`, and all: `lse` alone decides how the others are read.
+    fn kinds() -> impl Iterator<Item = Self> {
+        let all = (1 << Self::SLOTS.len()) - 1;
+        let single = (0..Self::SLOTS.len()).map(|i| 1 << i);
+        single.chain([all >> 1, all]).map(Self)
+    }
+}
+
 /// Everything that a pipeline is compiled for. All else (windows, causality, quirks, broadcasting,
 /// which tensors there are) is data: one pipeline serves every geometry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +69,8 @@ pub struct PipelineKey {
     pub dropout: bool,
     /// Whether rows may see nothing, and average over what they do not see.
     pub degenerate: bool,
+    /// What shares a buffer with the output.
+    pub arena: Arena,
 }
 
 /// The largest head_dim of the kernels.
@@ -48,7 +81,8 @@ const THREADS: u32 = 64;
 const GROUPS: u32 = 8;
 
 impl PipelineKey {
-    /// Every key there is.
+    /// Every key there is, of those with an [`Arena`] enough to read each tensor in each way: nothing
+    /// else depends on it.
     pub fn all() -> Vec<Self> {
         let mut keys = Vec::new();
         for storage in [Storage::F32, Storage::F16] {
@@ -62,9 +96,14 @@ impl PipelineKey {
                             vec4: bits & 1 != 0,
                             dropout: bits & 2 != 0,
                             degenerate: bits & 4 != 0,
+                            arena: Arena::NONE,
                         });
                     }
                 }
+            }
+            for (arena, vec4) in Arena::kinds().flat_map(|a| [(a, false), (a, true)]) {
+                let (dropout, degenerate) = (false, true);
+                keys.push(Self { storage, chunks: 1, keys: 16, vec4, dropout, degenerate, arena });
             }
         }
         keys
@@ -112,7 +151,10 @@ impl fmt::Display for PipelineKey {
                 f.write_str(name)?;
             }
         }
-        Ok(())
+        match self.arena {
+            Arena::NONE => Ok(()),
+            Arena(bits) => write!(f, "-arena{bits:02x}"),
+        }
     }
 }
 

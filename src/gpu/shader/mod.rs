@@ -4,7 +4,7 @@ mod key;
 mod prelude;
 mod preprocess;
 
-pub use key::{MAX_HEAD_DIM, PipelineKey, Storage};
+pub use key::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
 
 /// The sources, by the name they are imported by.
 fn source_of(name: &str) -> Option<&'static str> {

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{PipelineKey, Storage};
+use super::{Arena, PipelineKey, Storage};
 use crate::gpu::bindings::Slot;
+use crate::gpu::params::FLAGS;
 
 /// The text before the sources.
 pub(super) fn render(key: &PipelineKey) -> String {
@@ -13,68 +14,155 @@ pub(super) fn render(key: &PipelineKey) -> String {
         key.thread_keys(),
         key.chunks
     );
+    for (name, bit) in FLAGS {
+        let _ = writeln!(text, "const {name} = {bit}u;");
+    }
     for slot in Slot::ALL {
-        let (name, binding) = (slot.name(), slot as u32);
-        let (space, element) = match slot {
-            Slot::Params => {
-                let _ =
-                    writeln!(text, "@group(0) @binding({binding}) var<uniform> {name}: Params;");
-                continue;
-            }
-            Slot::Q | Slot::K | Slot::V => ("read", vector(key)),
-            Slot::Out => ("read_write", vector(key)),
-            Slot::Bias => ("read", scalar(key)),
-            Slot::Mask => ("read", "u32"),
-            Slot::Tables => ("read", "vec4<f32>"),
-            Slot::Lse => ("read_write", "f32"),
+        let (name, number) = (slot.name(), slot as u32);
+        let (space, ty) = match slot {
+            Slot::Params => ("uniform", "Params".to_owned()),
+            Slot::Out | Slot::Lse => ("storage, read_write", Memory::own(key, slot).array()),
+            _ => ("storage, read", Memory::own(key, slot).array()),
         };
-        let _ = writeln!(
-            text,
-            "@group(0) @binding({binding}) var<storage, {space}> {name}: array<{element}>;"
-        );
+        let _ = writeln!(text, "@group(0) @binding({number}) var<{space}> {name}: {ty};");
     }
-    for tensor in ["q", "k", "v"] {
-        text.push_str(&load(key, tensor));
+    for (slot, tensor) in [(Slot::Q, "q"), (Slot::K, "k"), (Slot::V, "v")] {
+        text.push_str(&load(key, slot, tensor));
     }
-    text.push_str(match key.storage {
-        Storage::F32 => "fn load_bias(at: u32) -> f32 { return bias_data[at]; }\n",
-        Storage::F16 => {
-            "fn load_bias(at: u32) -> f32 { return unpack2x16float(bias_data[at / 2u])[at % 2u]; }\n"
+    let bias = Memory::of(key, Slot::Bias);
+    let _ = match key.storage {
+        Storage::F32 => {
+            let number = bias.float(&bias.word("at"));
+            writeln!(text, "fn load_bias(at: u32) -> f32 {{ return {number}; }}")
         }
-    });
+        Storage::F16 => {
+            let word = bias.word("at / 2u");
+            writeln!(
+                text,
+                "fn load_bias(at: u32) -> f32 {{ return unpack2x16float({word})[at % 2u]; }}"
+            )
+        }
+    };
+    let mask = Memory::of(key, Slot::Mask).word("at");
+    let _ = writeln!(text, "fn mask_word(at: u32) -> u32 {{ return {mask}; }}");
+    let lse = Memory::of(key, Slot::Lse);
+    let (word, value) = (lse.word("at"), lse.cast("x", 1));
+    let _ = writeln!(text, "fn store_lse(at: u32, x: f32) {{ {word} = {value}; }}");
     text.push_str(&store(key));
     text
 }
 
-/// One element of a binding that holds single numbers.
-fn scalar(key: &PipelineKey) -> &'static str {
-    match key.storage {
-        Storage::F32 => "f32",
-        // Two in a word: no feature of the device is needed.
-        Storage::F16 => "u32",
-    }
+/// A binding, read or written as words of 32 bits.
+struct Memory {
+    name: &'static str,
+    /// Whether words are floats; bits otherwise.
+    floats: bool,
+    /// Words of an element of the array: 1, 2 or 4.
+    width: u32,
 }
 
-/// One element of a binding that holds features.
-fn vector(key: &PipelineKey) -> &'static str {
-    match (key.vec4, key.storage) {
-        (true, Storage::F32) => "vec4<f32>",
-        (true, Storage::F16) => "vec2<u32>",
-        (false, _) => scalar(key),
+impl Memory {
+    /// Where a kernel finds a tensor.
+    fn of(key: &PipelineKey, slot: Slot) -> Self {
+        Self::own(key, if key.arena.holds(slot) { Slot::Out } else { slot })
+    }
+
+    /// A binding.
+    fn own(key: &PipelineKey, slot: Slot) -> Self {
+        let name = slot.name();
+        let single = |floats| Self { name, floats, width: 1 };
+        let shared = key.arena != Arena::NONE;
+        match slot {
+            Slot::Mask => single(false),
+            Slot::Lse => single(true),
+            Slot::Tables => Self { name, floats: true, width: 4 },
+            Slot::Bias => single(key.storage == Storage::F32),
+            // Threads that write neighbouring words must not write one vector.
+            Slot::Out if key.arena.holds(Slot::Lse) => single(false),
+            _ => {
+                // Two f16 in a word: no feature of the device is needed. Bits in a shared buffer:
+                // not all of it are floats.
+                let floats = key.storage == Storage::F32 && !(shared && slot == Slot::Out);
+                let width = match (key.vec4, key.storage) {
+                    (true, Storage::F32) => 4,
+                    (true, Storage::F16) => 2,
+                    (false, _) => 1,
+                };
+                Self { name, floats, width }
+            }
+        }
+    }
+
+    fn array(&self) -> String {
+        let word = if self.floats { "f32" } else { "u32" };
+        match self.width {
+            1 => format!("array<{word}>"),
+            n => format!("array<vec{n}<{word}>>"),
+        }
+    }
+
+    /// The word of a number.
+    fn word(&self, at: &str) -> String {
+        match self.width {
+            1 => format!("{}[{at}]", self.name),
+            n => format!("{}[({at}) / {n}u][({at}) % {n}u]", self.name),
+        }
+    }
+
+    /// `n` words from a multiple of `n` on.
+    fn words(&self, at: &str, n: u32) -> String {
+        if self.width == n {
+            return format!("{}[({at}) / {n}u]", self.name);
+        }
+        let ty = if self.floats { "f32" } else { "u32" };
+        let each: Vec<_> = (0..n).map(|i| self.word(&format!("{at} + {i}u"))).collect();
+        format!("vec{n}<{ty}>({})", each.join(", "))
+    }
+
+    /// Words as a float.
+    fn float(&self, words: &str) -> String {
+        if self.floats { words.to_owned() } else { format!("bitcast<f32>({words})") }
+    }
+
+    /// `n` floats as words.
+    fn cast(&self, floats: &str, n: u32) -> String {
+        match (self.floats, n) {
+            (true, _) => floats.to_owned(),
+            (false, 1) => format!("bitcast<u32>({floats})"),
+            (false, n) => format!("bitcast<vec{n}<u32>>({floats})"),
+        }
+    }
+
+    /// Statements that write `n` words from a multiple of `n` on.
+    fn write(&self, at: &str, words: &str, n: u32) -> String {
+        if self.width == n {
+            return format!("    {}[({at}) / {n}u] = {words};\n", self.name);
+        }
+        let each =
+            (0..n).map(|i| format!("    {} = words[{i}];\n", self.word(&format!("{at} + {i}u"))));
+        format!("    let words = {words};\n") + &each.collect::<String>()
     }
 }
 
 /// Four neighbouring features from element `at` on, of which `valid` are there.
-fn load(key: &PipelineKey, tensor: &str) -> String {
+fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
+    let memory = Memory::of(key, slot);
     let body = match (key.vec4, key.storage) {
-        (true, Storage::F32) => format!("    return {tensor}_data[at / 4u];\n"),
+        (true, Storage::F32) => {
+            let words = memory.words("at", 4);
+            match memory.floats {
+                true => format!("    return {words};\n"),
+                false => format!("    return bitcast<vec4<f32>>({words});\n"),
+            }
+        }
         (true, Storage::F16) => format!(
-            "    let words = {tensor}_data[at / 4u];\n    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));\n"
+            "    let words = {};\n    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));\n",
+            memory.words("at / 2u", 2)
         ),
-        (false, _) => {
-            let element = match key.storage {
-                Storage::F32 => format!("{tensor}_data[e]"),
-                Storage::F16 => format!("unpack2x16float({tensor}_data[e / 2u])[e % 2u]"),
+        (false, storage) => {
+            let element = match storage {
+                Storage::F32 => memory.float(&memory.word("e")),
+                Storage::F16 => format!("unpack2x16float({})[e % 2u]", memory.word("e / 2u")),
             };
             format!(
                 "    var x = vec4<f32>(0.0);\n    for (var i = 0u; i < min(valid, 4u); i++) {{\n        let e = at + i * params.{tensor}.feature;\n        x[i] = {element};\n    }}\n    return x;\n"
@@ -86,18 +174,21 @@ fn load(key: &PipelineKey, tensor: &str) -> String {
 
 /// Writes four neighbouring features.
 fn store(key: &PipelineKey) -> String {
+    let out = Memory::own(key, Slot::Out);
     let body = match (key.vec4, key.storage) {
-        (true, Storage::F32) => "    out_data[at / 4u] = x;\n",
+        (true, Storage::F32) => out.write("at", &out.cast("x", 4), 4),
         (true, Storage::F16) => {
-            "    out_data[at / 4u] = vec2<u32>(pack2x16float(x.xy), pack2x16float(x.zw));\n"
+            out.write("at / 2u", "vec2<u32>(pack2x16float(x.xy), pack2x16float(x.zw))", 2)
         }
         (false, Storage::F32) => {
-            "    for (var i = 0u; i < min(valid, 4u); i++) {\n        out_data[at + i * params.out.feature] = x[i];\n    }\n"
+            let (word, value) = (out.word("at + i * params.out.feature"), out.cast("x[i]", 1));
+            format!(
+                "    for (var i = 0u; i < min(valid, 4u); i++) {{\n        {word} = {value};\n    }}\n"
+            )
         }
         // Rows are an even number of elements apart: a word belongs to one row, and to one thread.
         // The half past the last feature is not ours.
-        (false, Storage::F16) => {
-            "    for (var i = 0u; i < min(valid, 4u); i += 2u) {
+        (false, Storage::F16) => "    for (var i = 0u; i < min(valid, 4u); i += 2u) {
         let word = at / 2u + i / 2u;
         let pair = pack2x16float(vec2<f32>(x[i], x[i + 1u]));
         if i + 1u < valid {
@@ -107,7 +198,7 @@ fn store(key: &PipelineKey) -> String {
         }
     }
 "
-        }
+        .to_owned(),
     };
     format!("fn store_out(at: u32, valid: u32, x: vec4<f32>) {{\n{body}}}\n")
 }
