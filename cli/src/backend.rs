@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use half::f16;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{DeviceError, Gpu, GpuElement, Layouts, RequestOptions, Storage};
-use local_attention::{Call, Engine, LocalAttention, Problem, Reference};
+use local_attention::{Call, Engine, Forward, HostInputs, LocalAttention, Problem, Reference};
 
 use crate::case::{Array, Case, Data, Dtype, Want};
 use crate::error::BadInput;
@@ -158,47 +158,51 @@ impl Chosen {
         call: &Call,
         out: Dtype,
     ) -> Result<Array, BadInput> {
-        match (self, case.dtype(), out) {
-            (Self::Gpu(gpu), Dtype::F16, Dtype::F16) => {
-                gpu_forward::<f16>(gpu, case, attention, call, Data::F16)
-            }
-            (Self::Gpu(gpu), ..) => gpu_forward(gpu, case, attention, call, Data::F32),
-            (Self::Cpu, Dtype::F16, Dtype::F16) => {
-                forward::<f16>(&Cpu::new(), case, attention, call, Data::F16)
-            }
-            (Self::Cpu, ..) => forward(&Cpu::new(), case, attention, call, Data::F32),
-            (Self::Reference, ..) => {
-                forward(&Reference::<f64>::new(), case, attention, call, Data::F64)
-            }
-            (Self::ReferenceF32, ..) => {
-                forward(&Reference::<f32>::new(), case, attention, call, Data::F32)
+        let f16s = case.dtype() == Dtype::F16 && out == Dtype::F16;
+        match self {
+            Self::Gpu(gpu) if f16s => on_gpu::<f16>(gpu, case, attention, call, Data::F16),
+            Self::Gpu(gpu) => on_gpu(gpu, case, attention, call, Data::F32),
+            Self::Cpu if f16s => on_host::<f16>(&Cpu::new(), case, attention, call, Data::F16),
+            Self::Cpu => on_host(&Cpu::new(), case, attention, call, Data::F32),
+            Self::Reference => on_host(&Reference::<f64>::new(), case, attention, call, Data::F64),
+            Self::ReferenceF32 => {
+                on_host(&Reference::<f32>::new(), case, attention, call, Data::F32)
             }
         }
         .map(|result| result.cast(out))
     }
 }
 
-fn forward<T: Want>(
+fn on_host<T: Want>(
     engine: &impl Engine<T>,
     case: &Case,
     attention: &LocalAttention,
     call: &Call,
-    wrap: impl Fn(Vec<T>) -> Data,
+    wrap: fn(Vec<T>) -> Data,
 ) -> Result<Array, BadInput> {
-    let (problem, inputs) = case.prepare(attention)?;
-    let result = engine.forward(&problem, &inputs, call)?;
-    shaped(case, problem.shape().value_dim, wrap(result.out))
+    forward(case, attention, wrap, |problem, inputs| Ok(engine.forward(problem, inputs, call)?))
 }
 
-fn gpu_forward<T: Want + GpuElement>(
+fn on_gpu<T: Want + GpuElement>(
     gpu: &Gpu,
     case: &Case,
     attention: &LocalAttention,
     call: &Call,
-    wrap: impl Fn(Vec<T>) -> Data,
+    wrap: fn(Vec<T>) -> Data,
+) -> Result<Array, BadInput> {
+    forward(case, attention, wrap, |problem, inputs| {
+        Ok(gpu.forward_blocking(problem, inputs, call)?)
+    })
+}
+
+fn forward<T: Want>(
+    case: &Case,
+    attention: &LocalAttention,
+    wrap: fn(Vec<T>) -> Data,
+    compute: impl FnOnce(&Problem, &HostInputs<'_, T>) -> Result<Forward<T>, BadInput>,
 ) -> Result<Array, BadInput> {
     let (problem, inputs) = case.prepare(attention)?;
-    let result = gpu.forward_blocking(&problem, &inputs, call)?;
+    let result = compute(&problem, &inputs)?;
     shaped(case, problem.shape().value_dim, wrap(result.out))
 }
 

@@ -49,15 +49,26 @@ fn range(values: impl Iterator<Item = f64>, by: f64) -> std::ops::Range<f64> {
     if low > high { 0.1..1.0 } else { low / by..high * by }
 }
 
-/// Median time against the length, both logarithmic; one line an engine over the plain causal
-/// shapes, points for the others.
-pub fn time_against_n(rows: &[Row]) -> Chart {
+type Plane<'a> = ChartContext<
+    'a,
+    SVGBackend<'a>,
+    Cartesian2d<
+        plotters::coord::combinators::LogCoord<f64>,
+        plotters::coord::combinators::LogCoord<f64>,
+    >,
+>;
+
+/// A chart with two logarithmic axes, and a legend of what `draw` gives a label.
+fn logarithmic(
+    [x_desc, y_desc]: [&str; 2],
+    [x, y]: [std::ops::Range<f64>; 2],
+    legend: SeriesLabelPosition,
+    draw: impl FnOnce(&mut Plane<'_>) -> Result<(), Box<dyn Error>>,
+) -> Chart {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let x = range(rows.iter().map(|r| r.shape.n as f64), 1.4);
-        let y = range(rows.iter().map(|r| r.median_ms), 1.8);
         let mut chart = ChartBuilder::on(&area)
             .margin(14)
             .x_label_area_size(44)
@@ -65,39 +76,16 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
             .build_cartesian_2d(x.log_scale(), y.log_scale())?;
         chart
             .configure_mesh()
-            .x_desc("n, positions")
-            .y_desc("median, ms")
+            .x_desc(x_desc)
+            .y_desc(y_desc)
             .label_style(FONT)
-            .x_label_formatter(&|n| format!("{n:.0}"))
+            .x_label_formatter(&|x| format!("{x:.0}"))
             .light_line_style(RGBColor(240, 242, 245))
             .draw()?;
-        for (i, series) in series(rows, engine).into_iter().enumerate() {
-            let colour = COLOURS[i % COLOURS.len()];
-            let point = |r: &&Row| (r.shape.n as f64, r.median_ms);
-            // A line through shapes that differ in more than length and window says nothing.
-            let base = series.rows.first().map(|r| (r.shape.heads, r.shape.head_dim));
-            let mut line: Vec<_> = series
-                .rows
-                .iter()
-                .filter(|r| {
-                    let s = &r.shape;
-                    let plain = s.causal && s.rotary && !s.exact && !s.mask && !s.bias;
-                    let plain = plain && s.dtype == BenchType::F32;
-                    plain && Some((s.heads, s.head_dim)) == base
-                })
-                .map(point)
-                .collect();
-            line.sort_by(|a, b| a.0.total_cmp(&b.0));
-            chart
-                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-                .label(series.name.clone())
-                .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
-            let points = series.rows.iter().map(point);
-            chart.draw_series(points.map(|p| Circle::new(p, 4, colour.filled())))?;
-        }
+        draw(&mut chart)?;
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(legend)
             .label_font(FONT)
             .background_style(WHITE.mix(0.8))
             .border_style(RGBColor(200, 208, 218))
@@ -107,54 +95,65 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
     Ok(svg)
 }
 
+/// Draws the points of some rows under the name of their engine.
+fn points(
+    chart: &mut Plane<'_>,
+    series: &Series<'_>,
+    colour: RGBColor,
+    at: impl Fn(&Row) -> (f64, f64),
+) -> Result<(), Box<dyn Error>> {
+    chart
+        .draw_series(series.rows.iter().map(|r| Circle::new(at(r), 4, colour.filled())))?
+        .label(series.name.clone())
+        .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
+    Ok(())
+}
+
+/// Median time against the length, both logarithmic; one line an engine over the plain causal
+/// shapes, points for the others.
+pub fn time_against_n(rows: &[Row]) -> Chart {
+    let x = range(rows.iter().map(|r| r.shape.n as f64), 1.4);
+    let y = range(rows.iter().map(|r| r.median_ms), 1.8);
+    let names = ["n, positions", "median, ms"];
+    logarithmic(names, [x, y], SeriesLabelPosition::UpperLeft, |chart| {
+        for (series, colour) in series(rows, engine).iter().zip(COLOURS.into_iter().cycle()) {
+            let at = |r: &Row| (r.shape.n as f64, r.median_ms);
+            // A line through shapes that differ in more than length and window says nothing.
+            let base = series.rows.first().map(|r| (r.shape.heads, r.shape.head_dim));
+            let plain = series.rows.iter().filter(|r| {
+                let s = &r.shape;
+                let plain = s.causal && s.rotary && !s.exact && !s.mask && !s.bias;
+                plain && s.dtype == BenchType::F32 && Some((s.heads, s.head_dim)) == base
+            });
+            let mut line: Vec<_> = plain.map(|r| at(r)).collect();
+            line.sort_by(|a, b| a.0.total_cmp(&b.0));
+            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+            points(chart, series, colour, at)?;
+        }
+        Ok(())
+    })
+}
+
 /// Attended rate against arithmetic intensity, under the machine's two limits.
 pub fn roofline(rows: &[Row], floor: &Floor) -> Chart {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        area.fill(&WHITE)?;
-        let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
-        let (peak, copy) = (floor.gemm_flops / 1e9, floor.copy_bytes / 1e9);
-        let ridge = peak / copy;
-        let xs = rows.iter().map(intensity).chain([ridge]);
-        let x = range(xs, 2.0);
-        let y = range(rows.iter().map(|r| r.attended_gflops).chain([peak]), 1.6);
-        let roof = |x: f64| (x * copy).min(peak);
-        let corners = [(x.start, roof(x.start)), (ridge, peak), (x.end, peak)];
-        let mut chart = ChartBuilder::on(&area)
-            .margin(14)
-            .x_label_area_size(44)
-            .y_label_area_size(64)
-            .build_cartesian_2d(x.log_scale(), y.log_scale())?;
-        chart
-            .configure_mesh()
-            .x_desc("FLOP for each byte that must move")
-            .y_desc("attended GFLOP/s")
-            .label_style(FONT)
-            .light_line_style(RGBColor(240, 242, 245))
-            .draw()?;
+    let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
+    let (peak, copy) = (floor.gemm_flops / 1e9, floor.copy_bytes / 1e9);
+    let ridge = peak / copy;
+    let x = range(rows.iter().map(intensity).chain([ridge]), 2.0);
+    let y = range(rows.iter().map(|r| r.attended_gflops).chain([peak]), 1.6);
+    let roof = |x: f64| (x * copy).min(peak);
+    let corners = [(x.start, roof(x.start)), (ridge, peak), (x.end, peak)];
+    let names = ["FLOP for each byte that must move", "attended GFLOP/s"];
+    logarithmic(names, [x, y], SeriesLabelPosition::LowerRight, |chart| {
         chart
             .draw_series(LineSeries::new(corners, BLACK.mix(0.6).stroke_width(2)))?
             .label("gemm rate, copy rate")
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
-        for (i, series) in series(rows, engine).into_iter().enumerate() {
-            let colour = COLOURS[i % COLOURS.len()];
-            let points = series.rows.iter().map(|r| (intensity(r), r.attended_gflops));
-            chart
-                .draw_series(points.map(|p| Circle::new(p, 4, colour.filled())))?
-                .label(series.name.clone())
-                .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
+        for (series, colour) in series(rows, engine).iter().zip(COLOURS.into_iter().cycle()) {
+            points(chart, series, colour, |r| (intensity(r), r.attended_gflops))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .label_font(FONT)
-            .background_style(WHITE.mix(0.8))
-            .border_style(RGBColor(200, 208, 218))
-            .draw()?;
-        area.present()?;
-    }
-    Ok(svg)
+        Ok(())
+    })
 }
 
 /// Share of the floor, one bar a row.
