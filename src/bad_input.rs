@@ -27,8 +27,8 @@ variants!(config_variant, CONFIG, ConfigError: WindowSize, LookBackward, LookFor
 variants!(shape_variant, SHAPE, ShapeError: Rank, DataLength, Strides, Zero, TooLarge, QueryRange,
     Window, WindowNeedsXpos, Indivisible, RotaryDim, KeyLength, Mismatch, KvBatch, Rows, MaskLength,
     BiasSize);
-variants!(run_variant, RUN, RunError: TensorShape, MissingTensor, UnexpectedTensor, Queries,
-    OutOfMemory, Threads, Isa);
+variants!(run_variant, RUN, RunError: TensorShape, MissingTensor, UnexpectedTensor,
+    ResultLength, Queries, OutOfMemory, Threads, Isa);
 
 /// Rows `(variant, argument named in the message, error)`: each must be of its variant, name its
 /// argument and stand on one line; together they must cause all variants.

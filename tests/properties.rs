@@ -248,6 +248,15 @@ fn deterministic<T: Element<Accumulator = f32>>(
     for (all, one) in weights.weights.chunks(few.len() * slots).zip(last.weights.chunks(slots)) {
         assert_eq!(bits(&all[all.len() - slots..]), bits(one), "weights, {}", at(engine));
     }
+    // The caller's memory, whatever it held.
+    let n = problem.out_shape().iter().product();
+    let mut out = vec![T::store(f32::NAN); n];
+    let mut lse = vec![f32::NAN; if s.lse { all.len() } else { 0 }];
+    engine.forward_into(&problem, &inputs(case), &case.call, &mut out, &mut lse).unwrap();
+    let fresh = engine.forward(&problem, &inputs(case), &case.call).unwrap();
+    let wide = |x: &[T]| x.iter().map(|x| x.load().to_bits()).collect::<Vec<_>>();
+    assert_eq!(wide(&out), wide(&fresh.out), "forward_into, {}", at(engine));
+    assert_eq!(bits(&lse), bits(&fresh.lse.unwrap_or_default()), "forward_into, {}", at(engine));
     for cut in [whole / 3, whole / 2, whole - 1] {
         for part in [0..cut, cut..whole] {
             let mut piece = case.clone();

@@ -31,6 +31,13 @@ fn runs() {
         assert_eq!(error, other);
         error
     };
+    let into = |shape: &AttentionShape, out: usize, lse: usize| {
+        let problem = attention.problem(shape).unwrap();
+        let (mut out, mut lse) = (vec![0.0; out], vec![0.0; lse]);
+        Cpu::new()
+            .forward_into(&problem, &good(), &Call::default(), &mut out, &mut lse)
+            .unwrap_err()
+    };
     // Strides of 0 make a tensor that fits, and an output that does not.
     let vast = |value_dim: usize| {
         let shape = AttentionShape::new([1 << 20], 8, 4).with_value_dim(value_dim);
@@ -83,6 +90,9 @@ fn runs() {
                 "attn_bias was given",
                 run(&shape, good().with_attn_bias(t(&[1, 1, 1]))),
             ),
+            ("ResultLength", "out has room for 63", into(&shape, 63, 0)),
+            ("ResultLength", "lse has room for 1 elements", into(&shape, 64, 1)),
+            ("ResultLength", "lse has room for 0", into(&shape.clone().with_lse(), 64, 0)),
             ("Queries", "queries is 1..3", weights(1..3)),
             ("Queries", "queries is 3..7", weights(3..7)),
             ("Queries", "queries is 4..3", weights(std::ops::Range { start: 4, end: 3 })),

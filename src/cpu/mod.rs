@@ -14,6 +14,7 @@ mod scratch;
 mod simd;
 mod weights;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -121,6 +122,53 @@ impl Cpu {
         }
     }
 
+    /// [`Engine::forward`] into the caller's memory: `out` row-major `[.., query, dv]`, and `lse`
+    /// `[.., query]`, which is not empty where the problem was made with one. Beyond scratch that each
+    /// thread keeps from call to call, nothing is allocated.
+    ///
+    /// ```
+    /// use local_attention::cpu::Cpu;
+    /// use local_attention::{
+    ///     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    /// };
+    ///
+    /// let x = HostTensor::new(vec![0.5_f32; 6 * 4], [6, 4])?;
+    /// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+    /// let attention = LocalAttention::new(LocalAttentionConfig::new(3))?;
+    /// let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?)?;
+    /// let mut out = vec![0.0; 6 * 4];
+    /// Cpu::new().forward_into(&problem, &inputs, &Call::default(), &mut out, &mut [])?;
+    /// assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Engine::forward`], and results of another length than the problem's.
+    pub fn forward_into<T: Element<Accumulator = f32>>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+        out: &mut [T],
+        lse: &mut [f32],
+    ) -> Result<(), RunError> {
+        problem.check_inputs(inputs)?;
+        let shape = &problem.shape;
+        let queries = saturating_product(&[problem.batch, shape.query.len()]);
+        for (result, got, expected) in [
+            ("out", out.len(), queries.saturating_mul(shape.value_dim as u128)),
+            ("lse", lse.len(), if shape.lse { queries } else { 0 }),
+        ] {
+            if got as u128 != expected {
+                return Err(RunError::ResultLength { result, got, expected });
+            }
+        }
+        let (at, len) = (out.as_mut_ptr().cast::<MaybeUninit<T>>(), out.len());
+        // SAFETY: the same elements, which nothing but elements is written to.
+        let out = unsafe { std::slice::from_raw_parts_mut(at, len) };
+        self.write_forward(problem, inputs, call, out, lse)
+    }
+
     fn forward_f32<T: Element<Accumulator = f32>>(
         &self,
         problem: &Problem,
@@ -132,25 +180,40 @@ impl Cpu {
         let (rows, queries) = (problem.batch, shape.query.len());
         let (mut out, len) = reserve::<T>("out", &[rows, queries, shape.value_dim])?;
         let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
-        // Without a result there is nothing to prepare either, however vast the features.
-        if len > 0 || !lse.is_empty() {
-            let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call))?;
-            let blocks = Blocks::new(problem, shape.query.clone());
-            // Written by the threads that compute it: no pass over it before.
-            let out = Parts::new(&mut out.spare_capacity_mut()[..len], shape.value_dim);
-            let lse = Parts::new(&mut lse, usize::from(shape.lse));
-            self.each(problem, blocks.count(), |task| {
-                let block = blocks.get(task);
-                // SAFETY: every task is a block of its own.
-                let (out, lse) = unsafe { (out.of(&blocks, &block), lse.of(&blocks, &block)) };
-                Scratch::with(problem, |scratch| {
-                    self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
-                })
-            })?;
-        }
-        // SAFETY: the blocks cover all rows and queries, and each block has written its part.
+        // Written by the threads that compute it: no pass over it before.
+        self.write_forward(problem, inputs, call, &mut out.spare_capacity_mut()[..len], &mut lse)?;
+        // SAFETY: all of it was written.
         unsafe { out.set_len(len) };
         Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })
+    }
+
+    /// Writes every element of `out` and `lse`, which are as long as the problem's.
+    fn write_forward<T: Element<Accumulator = f32>>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+        out: &mut [MaybeUninit<T>],
+        lse: &mut [f32],
+    ) -> Result<(), RunError> {
+        // Without a result there is nothing to prepare either, however vast the features.
+        if out.is_empty() && lse.is_empty() {
+            return Ok(());
+        }
+        let shape = &problem.shape;
+        let job = Job::new(problem, inputs, KeepMask::new(problem.dropout, call))?;
+        let blocks = Blocks::new(problem, shape.query.clone());
+        let out = Parts::new(out, shape.value_dim);
+        let lse = Parts::new(lse, usize::from(shape.lse));
+        // The blocks cover all rows and queries, and each block writes its part.
+        self.each(problem, blocks.count(), |task| {
+            let block = blocks.get(task);
+            // SAFETY: every task is a block of its own.
+            let (out, lse) = unsafe { (out.of(&blocks, &block), lse.of(&blocks, &block)) };
+            Scratch::with(problem, |scratch| {
+                self.isa.run(ForwardOp { job: &job, block, scratch, out, lse });
+            })
+        })
     }
 }
 

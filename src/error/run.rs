@@ -28,6 +28,16 @@ pub enum RunError {
         /// `mask`, `input_mask` or `attn_bias`.
         tensor: &'static str,
     },
+    /// Memory of the caller's for a result, of another length than the result.
+    #[error("{result} has room for {got} elements: this problem's has {expected}")]
+    ResultLength {
+        /// `out` or `lse`.
+        result: &'static str,
+        /// Elements given.
+        got: usize,
+        /// Elements of the result, saturated.
+        expected: u128,
+    },
     /// A range of queries, for attention weights, outside the problem's.
     #[error(
         "queries is {start}..{end}: it must lie within {first}..{last}, the queries of the problem"
