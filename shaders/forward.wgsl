@@ -2,6 +2,7 @@
 // features of the values.
 
 #import scores
+#import block
 #import softmax
 #ifdef DROPOUT
 #import dropout
@@ -20,67 +21,22 @@ fn forward(
 ) {
     let packed_row = params.first_row + group.y;
     let first_feature = group.z * 64u * CHUNKS;
-    row_group = thread / GROUPS;
-    column_group = thread % GROUPS;
-    q_at = row_offset(params.q, packed_row);
-    k_at = row_offset(params.k, packed_row);
-    v_at = row_offset(params.v, packed_row);
-    mask_at = params.mask.offset + packed_row / max(params.mask_rows_share, 1u) * params.mask.leading.w;
-    bias_at = params.bias.offset + packed_row % max(params.bias_rows, 1u) * params.bias.leading.w;
-
-    let block_start = (params.first_block + group.x) * params.block_len;
-    let block_end = block_start + params.block_len;
-    // Where the first query sees nothing, none does.
-    let from_start = visible(block_start);
-    origin = select(from_start.start, block_start, from_start.start == from_start.end);
-    // No farther from any query than its tables reach.
-    centre = block_start + (min(block_end, params.seq_len) - block_start) / 2u;
-    // Kept beside the private variable: what barriers depend on must be provably uniform.
-    let queries = Keys(max(block_start, params.query_start), min(block_end, params.query_end));
-    let first_seen = visible(queries.start);
-    let last_seen = visible(queries.end - 1u);
-    block = queries;
-    hull = Keys(first_seen.start, last_seen.end);
-
-    load_queries(thread);
+    let extent = begin_block(thread, packed_row, params.first_block + group.x);
     for (var i = 0u; i < TQ; i++) {
-        let query = block.start + row_group * TQ + i;
-        if query < block.end {
-            seen[i] = visible(query);
-        } else {
-            seen[i] = Keys(0u, 0u);
-        }
         largest[i] = HIDDEN;
         total[i] = 0.0;
-        push_zero_keys(i, query);
+        push_zero_keys(i, block.start + row_group * TQ + i);
     }
     for (var i = 0u; i < TQ * 2u * CHUNKS; i++) {
         out_quads[i] = vec4<f32>(0.0);
     }
 
     // Key tiles lie at multiples of their size: sums have one order, however queries are split.
-    let keys_end = min(last_seen.end, params.key_end);
-    for (var first = first_seen.start / KT * KT; first < keys_end; first += KT) {
-        for (var i = 0u; i < TQ * TK; i++) {
-            scores[i] = 0.0;
-        }
-        for (var chunk = 0u; chunk < chunks(); chunk++) {
-            // The tile is free: of the last products, or of the last values.
-            workgroupBarrier();
-            load_keys(thread, first, chunk);
-            workgroupBarrier();
-            add_products(chunk);
-        }
-        let inside = last_seen.start <= first && first + KT <= min(first_seen.end, params.key_len)
-            && queries.end - queries.start == QT;
-        finish_scores(first, inside);
-        var top = largest;
-        for (var i = 0u; i < TQ; i++) {
-            for (var j = 0u; j < TK; j++) {
-                top[i] = max(top[i], scores[i * TK + j]);
-            }
-        }
-        share_rows(top);
+    let keys_end = min(extent.last.end, params.key_end);
+    for (var first = extent.first.start / KT * KT; first < keys_end; first += KT) {
+        // Zeros past the last visited key are counted, though tiles reach over them.
+        score_tile(thread, extent, first, params.key_end);
+        share_rows(top_logits());
         workgroupBarrier();
         weigh(packed_row, first);
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {
@@ -134,21 +90,13 @@ fn weigh(packed_row: u32, first: u32) {
         let top = row_largest(i);
         let query = block.start + row_group * TQ + i;
         if top > largest[i] {
-            // Nothing before has a weight to scale where nothing was seen.
-            let factor = select(0.0, exp2(largest[i] - top), largest[i] > SEEN);
-            total[i] *= factor;
+            let factor = raise(i, top);
             for (var c = 0u; c < 2u * CHUNKS; c++) {
                 out_quads[i * 2u * CHUNKS + c] *= factor;
             }
-            largest[i] = top;
         }
         for (var j = 0u; j < TK; j++) {
-            let logit = scores[i * TK + j];
-            var weight = 0.0;
-            // Not `>`: a NaN has a weight, which is NaN.
-            if !(logit <= SEEN) {
-                weight = exp2(logit - top);
-            }
+            var weight = weight_of(i, scores[i * TK + j]);
             total[i] += weight;
 #ifdef DROPOUT
             let key = first + column_group + j * GROUPS;

@@ -69,8 +69,9 @@ fn inverse_norm(slot: u32) -> f32 {
     return 1.0 / max(sqrt(squares), 1e-12);
 }
 
-// Turns the scores of the keys from `first` on into logits. `inside`: every query sees every key.
-fn finish_scores(first: u32, inside: bool) {
+// Turns the scores of the keys from `first` on into logits; those from `end` on are hidden. `inside`:
+// every query sees every key.
+fn finish_scores(first: u32, inside: bool, end: u32) {
     if on(SHARED_QK) {
         for (var j = 0u; j < TK; j++) {
             let factor = inverse_norm(column_group + j * GROUPS);
@@ -84,8 +85,7 @@ fn finish_scores(first: u32, inside: bool) {
     }
     for (var j = 0u; j < TK; j++) {
         let key = first + column_group + j * GROUPS;
-        // Zeros past the last visited key are counted, though tiles reach over them.
-        let open = key < params.key_end && lets(mask_at, key);
+        let open = key < end && lets(mask_at, key);
         for (var i = 0u; i < TQ; i++) {
             let query = block.start + row_group * TQ + i;
             if open && key >= seen[i].start && key < seen[i].end {
@@ -95,4 +95,15 @@ fn finish_scores(first: u32, inside: bool) {
             }
         }
     }
+}
+
+// The largest logits so far, with those of the tile.
+fn top_logits() -> array<f32, TQ> {
+    var top = largest;
+    for (var i = 0u; i < TQ; i++) {
+        for (var j = 0u; j < TK; j++) {
+            top[i] = max(top[i], scores[i * TK + j]);
+        }
+    }
+    return top;
 }

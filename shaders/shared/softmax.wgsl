@@ -23,7 +23,25 @@ fn push(i: u32, logit: f32, count: f32) {
     largest[i] = top;
 }
 
-// The largest logit of each row over its eight threads.
+// Makes a larger logit the base of a query's sum; what else was summed before is to be scaled so.
+fn raise(i: u32, top: f32) -> f32 {
+    // Nothing before has a weight to scale where nothing was seen.
+    let factor = select(0.0, exp2(largest[i] - top), largest[i] > SEEN);
+    total[i] *= factor;
+    largest[i] = top;
+    return factor;
+}
+
+// The weight of a logit, relative to the query's largest.
+fn weight_of(i: u32, logit: f32) -> f32 {
+    // Not `>`: a NaN has a weight, which is NaN.
+    if !(logit <= SEEN) {
+        return exp2(logit - largest[i]);
+    }
+    return 0.0;
+}
+
+// Puts each row's numbers where its eight threads find them.
 fn share_rows(part: array<f32, TQ>) {
     var parts = part;
     for (var i = 0u; i < TQ; i++) {

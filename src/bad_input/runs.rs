@@ -147,9 +147,9 @@ fn vast_lse() -> RunError {
     let shape = AttentionShape::new([rows], 1 << 12, 4).with_value_dim(0);
     let problem = attention.problem(&shape).unwrap();
     let oracle = Reference::<f32>::new();
-    assert_eq!(Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap().out, []);
-    assert_eq!(oracle.forward(&problem, &inputs, &Call::default()).unwrap().out, []);
-    assert_eq!(Cpu::new().weights(&problem, &inputs, 3..3).unwrap().weights, []);
+    assert_eq!(Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap().out, [0.0; 0]);
+    assert_eq!(oracle.forward(&problem, &inputs, &Call::default()).unwrap().out, [0.0; 0]);
+    assert_eq!(Cpu::new().weights(&problem, &inputs, 3..3).unwrap().weights, [0.0; 0]);
     let problem = attention.problem(&shape.with_lse()).unwrap();
     let error = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap_err();
     assert_eq!(oracle.forward(&problem, &inputs, &Call::default()).unwrap_err(), error);

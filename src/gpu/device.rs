@@ -291,7 +291,7 @@ impl Gpu {
                 label: Some(&label),
                 layout: Some(&self.shared.pipeline_layout),
                 module: &module,
-                entry_point: Some(PipelineKey::ENTRY_POINT),
+                entry_point: Some(key.kernel.name()),
                 compilation_options: wgpu::PipelineCompilationOptions {
                     zero_initialize_workgroup_memory: false,
                     ..wgpu::PipelineCompilationOptions::default()

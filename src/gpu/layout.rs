@@ -32,6 +32,8 @@ pub(super) struct LaidTensors<'a> {
     k: Laid<'a>,
     v: Laid<'a>,
     pub(super) out: Laid<'a>,
+    /// Elements of a query in `out`.
+    out_elements: usize,
     pub(super) mask_words: bool,
     mask: Option<Laid<'a>>,
     bias: Option<Laid<'a>>,
@@ -88,6 +90,7 @@ impl<'a> LaidTensors<'a> {
             k: lay(&tensors.k, 1, 0),
             v: lay(&tensors.v, 2, 0),
             out: lay(&tensors.out, 3, first_query),
+            out_elements: shape.value_dim,
             mask_words: mask.is_some_and(|m| m.dtype == Dtype::U32),
             mask: mask.map(Laid::plain),
             bias: bias.map(Laid::plain),
@@ -110,6 +113,7 @@ impl<'a> LaidTensors<'a> {
             k: Laid::plain(&tensors.k).without(kv_rows, keys),
             v: Laid::plain(&tensors.v).without(kv_rows, keys),
             out: Laid::plain(&tensors.out).without(rows, queries),
+            out_elements: tensors.out.shape.last().copied().unwrap_or(0),
             mask_words: false,
             mask: tensors.mask.as_ref().map(|t| Laid::plain(t).without(mask_row, 0)),
             bias: tensors.attn_bias.as_ref().map(|t| Laid::plain(t).without(bias_row, 0)),
@@ -156,7 +160,7 @@ impl<'a> LaidTensors<'a> {
             (Slot::Q, dims, rows.clone(), queries.clone(), d),
             (Slot::K, dims, rows.clone(), keys.clone(), d),
             (Slot::V, dims, rows.clone(), keys.clone(), dv),
-            (Slot::Out, dims, rows.clone(), queries.clone(), dv),
+            (Slot::Out, dims, rows.clone(), queries.clone(), self.out_elements),
             (Slot::Lse, row_dims, rows.clone(), queries.clone(), 1),
         ];
         all.extend(shape.mask.map(|m| {

@@ -12,11 +12,13 @@ mod check;
 mod device;
 mod error;
 mod forward;
+mod host;
 mod layout;
 mod params;
 mod plan;
 mod shader;
 mod tensor;
+mod weights;
 mod workspace;
 
 pub use bound::Bound;
@@ -24,9 +26,9 @@ pub use bound::Bound;
 pub use device::adapters_blocking;
 pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
 pub use error::{BindError, DeviceError, GpuError, PlanError};
-pub use forward::GpuElement;
+pub use host::GpuElement;
 pub use plan::{Layouts, Plan};
-pub use shader::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use shader::{Arena, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 pub use tensor::{Dtype, ForwardTensors, TensorView};
 /// The version of wgpu whose devices and buffers the engine takes.
 pub use wgpu;

@@ -7,7 +7,7 @@ use super::device::{Gpu, checked};
 use super::error::PlanError;
 use super::layout::check_fit;
 use super::params::{self, Params, Table};
-use super::shader::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
+use super::shader::{Arena, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 use crate::rotary;
 use crate::{Call, Problem};
 
@@ -106,7 +106,16 @@ impl Gpu {
     /// # Errors
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, a failed compilation.
     pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
-        let key = self.key(problem, layouts)?;
+        self.plan_kernel(Kernel::Forward, problem, layouts).await
+    }
+
+    pub(super) async fn plan_kernel(
+        &self,
+        kernel: Kernel,
+        problem: &Problem,
+        layouts: &Layouts,
+    ) -> Result<Plan, PlanError> {
+        let key = PipelineKey { kernel, ..self.key(problem, layouts)? };
         let blocks = problem.shape.value_dim.div_ceil(64 * key.chunks as usize) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
         if blocks > most {
@@ -153,6 +162,7 @@ impl Gpu {
         let rotary_quads = problem.rotary.is_none() || shape.head_dim.is_multiple_of(8);
         let fewer_keys = !problem.geometry.sees_padding() && shape.key_len < shape.seq_len;
         let key = PipelineKey {
+            kernel: Kernel::Forward,
             storage: layouts.storage,
             chunks: shape.head_dim.div_ceil(64).next_power_of_two() as u32,
             keys: 16,

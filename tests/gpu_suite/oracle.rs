@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use half::f16;
 use libtest_mimic::Failed;
-use local_attention::gpu::{Arena, Gpu, GpuElement, GpuOptions, Layouts, PipelineKey, Storage};
+use local_attention::gpu::{
+    Arena, Gpu, GpuElement, GpuOptions, Kernel, Layouts, PipelineKey, Storage,
+};
 use local_attention::{
     AttentionShape, Call, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
     LocalAttentionConfig, Reference, ReferenceQuirks,
@@ -39,7 +41,7 @@ fn pairs(key: &PipelineKey) -> Vec<(usize, u32, usize, u32)> {
 fn covering() -> Vec<PipelineKey> {
     // Tensors in one buffer have a test of their own.
     let mut all = PipelineKey::all();
-    all.retain(|key| key.arena == Arena::NONE);
+    all.retain(|key| key.arena == Arena::NONE && key.kernel == Kernel::Forward);
     let mut open: std::collections::BTreeSet<_> = all.iter().flat_map(pairs).collect();
     let mut chosen = Vec::new();
     while !open.is_empty() {
@@ -116,6 +118,20 @@ fn compare<T: GpuElement>(
     let error = worst(got.lse.unwrap().into_iter(), &truth);
     if error > allowed {
         return Err(format!("lse is off by {error:e}, allowed {allowed:e}"));
+    }
+    // Weights of some queries, from the middle of the range on.
+    let all = problem.shape().query.clone();
+    let some = all.start.midpoint(all.end)..all.end.min(all.start.midpoint(all.end) + 20);
+    let truth = Reference::<f64>::new().weights(&problem, &wide, some.clone()).unwrap();
+    let plain = Reference::<f32>::new().weights(&problem, &narrow, some.clone()).unwrap();
+    let allowed = 2.0 * worst(plain.weights.into_iter(), &truth.weights) + roundings;
+    let got = gpu.weights_blocking(&problem, inputs, some).map_err(|e| e.to_string())?;
+    if (got.shape, &got.keys) != (truth.shape, &truth.keys) {
+        return Err("weights of other slots".to_owned());
+    }
+    let error = worst(got.weights.into_iter(), &truth.weights);
+    if error > allowed {
+        return Err(format!("a weight is off by {error:e}, allowed {allowed:e}"));
     }
     Ok(())
 }

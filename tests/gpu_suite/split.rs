@@ -12,6 +12,7 @@ use crate::common::Case;
 pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
     let plain = gpu.with_options(GpuOptions::default());
     let mut by_limit = [0; 4];
+    let mut weights_split = 0;
     for seed in 0..400 {
         if by_limit.iter().all(|&n| n >= 50) {
             break;
@@ -19,6 +20,11 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
         let case = Case::decode(&list(50_000 + seed));
         let (problem, inputs) = (case.problem(), case.inputs());
         let whole = plain.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        let queries = problem.shape().query.clone();
+        let weights = |gpu: &Gpu| gpu.weights_blocking(&problem, &inputs, queries.clone());
+        // Of some cases, and of those only the ones that have few.
+        let few = seed % 4 == 0 && problem.geometry().slots() * queries.len() < 20_000;
+        let all_weights = if few { Some(weights(&plain).map_err(fail)?.weights) } else { None };
         for (axis, hits) in by_limit.iter_mut().enumerate() {
             let mut options = GpuOptions::default();
             match axis {
@@ -43,8 +49,17 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
             {
                 return Err(format!("seed {seed}, limit {axis}: other bits\n{case:?}").into());
             }
+            if let Some(all) = &all_weights {
+                match weights(&split) {
+                    Ok(part) if bits(&part.weights) == bits(all) => weights_split += 1,
+                    Ok(_) => return Err(format!("seed {seed}, limit {axis}: other weights").into()),
+                    Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => {}
+                    Err(e) => return Err(fail(e)),
+                }
+            }
         }
     }
+    assert!(weights_split >= 20, "weights were compared {weights_split} times");
     match by_limit.iter().all(|&n| n >= 50) {
         true => Ok(()),
         false => Err(format!("split by each limit {by_limit:?} times, 50 wanted").into()),

@@ -24,6 +24,26 @@ impl Storage {
     }
 }
 
+/// What a kernel computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// The forward pass.
+    Forward,
+    /// Attention weights, from the `lse` of a forward pass.
+    Weights,
+}
+
+impl Kernel {
+    /// Its entry point, and the name of its source.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Weights => "weights",
+        }
+    }
+}
+
 /// Tensors that lie in the buffer of the output: a kernel reads and writes that through one binding,
 /// as WebGPU asks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +77,8 @@ impl Arena {
 /// which tensors there are) is data: one pipeline serves every geometry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PipelineKey {
+    /// What it computes.
+    pub kernel: Kernel,
     /// Type of q, k, v, the bias and the output.
     pub storage: Storage,
     /// Chunks of 64 features that fit: 1, 2 or 4.
@@ -84,29 +106,42 @@ impl PipelineKey {
     /// Every key there is, of those with an [`Arena`] enough to read each tensor in each way: nothing
     /// else depends on it.
     pub fn all() -> Vec<Self> {
-        let mut keys = Vec::new();
-        for storage in [Storage::F32, Storage::F16] {
-            for chunks in [1, 2, 4] {
-                for tile in [16, 32] {
-                    for bits in 0..8 {
-                        keys.push(Self {
-                            storage,
-                            chunks,
-                            keys: tile,
-                            vec4: bits & 1 != 0,
-                            dropout: bits & 2 != 0,
-                            degenerate: bits & 4 != 0,
-                            arena: Arena::NONE,
-                        });
+        let plain = Self {
+            kernel: Kernel::Forward,
+            storage: Storage::F32,
+            chunks: 1,
+            keys: 16,
+            vec4: false,
+            dropout: false,
+            degenerate: false,
+            arena: Arena::NONE,
+        };
+        let mut all = Vec::new();
+        for bits in 0..8 {
+            let (vec4, dropout, degenerate) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+            for storage in [Storage::F32, Storage::F16] {
+                for (chunks, keys) in [1, 2, 4].into_iter().flat_map(|c| [(c, 16), (c, 32)]) {
+                    let key = Self { storage, chunks, keys, vec4, dropout, degenerate, ..plain };
+                    all.push(key);
+                    if !dropout {
+                        all.push(Self { kernel: Kernel::Weights, ..key });
                     }
                 }
             }
-            for (arena, vec4) in Arena::kinds().flat_map(|a| [(a, false), (a, true)]) {
-                let (dropout, degenerate) = (false, true);
-                keys.push(Self { storage, chunks: 1, keys: 16, vec4, dropout, degenerate, arena });
-            }
         }
-        keys
+        for (storage, vec4) in
+            [Storage::F32, Storage::F16].map(|s| [(s, false), (s, true)]).concat()
+        {
+            let degenerate = true;
+            all.extend(Arena::kinds().map(|arena| Self {
+                storage,
+                vec4,
+                degenerate,
+                arena,
+                ..plain
+            }));
+        }
+        all
     }
 
     /// Queries of a workgroup, at most.
@@ -143,7 +178,13 @@ impl fmt::Display for PipelineKey {
             Storage::F32 => "f32",
             Storage::F16 => "f16",
         };
-        write!(f, "forward-{storage}-d{}-k{}", self.chunks * CHUNK as u32, self.keys)?;
+        write!(
+            f,
+            "{}-{storage}-d{}-k{}",
+            self.kernel.name(),
+            self.chunks * CHUNK as u32,
+            self.keys
+        )?;
         for (on, name) in
             [(self.vec4, "-vec4"), (self.dropout, "-dropout"), (self.degenerate, "-degenerate")]
         {

@@ -4,7 +4,7 @@ mod key;
 mod prelude;
 mod preprocess;
 
-pub use key::{Arena, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use key::{Arena, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 
 /// The sources, by the name they are imported by.
 fn source_of(name: &str) -> Option<&'static str> {
@@ -18,6 +18,8 @@ fn source_of(name: &str) -> Option<&'static str> {
     }
     sources! {
         "forward": "forward.wgsl",
+        "weights": "weights.wgsl",
+        "block": "shared/block.wgsl",
         "params": "shared/params.wgsl",
         "window": "shared/window.wgsl",
         "rotary": "shared/rotary.wgsl",
@@ -30,9 +32,6 @@ fn source_of(name: &str) -> Option<&'static str> {
 }
 
 impl PipelineKey {
-    /// The entry point of its module.
-    pub const ENTRY_POINT: &'static str = "forward";
-
     /// The WGSL of its pipeline.
     pub fn wgsl(&self) -> String {
         let mut defined = Vec::new();
@@ -42,7 +41,7 @@ impl PipelineKey {
             }
         }
         // The sources are part of the crate, and a test expands them for every key.
-        let body = preprocess::expand("forward", &source_of, &defined)
+        let body = preprocess::expand(self.kernel.name(), &source_of, &defined)
             .unwrap_or_else(|e| format!("// {e}\n"));
         prelude::render(self) + &body
     }
@@ -56,7 +55,7 @@ mod tests {
     fn every_key_expands() {
         for key in PipelineKey::all() {
             let text = key.wgsl();
-            assert!(text.contains("fn forward("), "{key}:\n{text}");
+            assert!(text.contains(&format!("fn {}(", key.kernel.name())), "{key}:\n{text}");
             assert_eq!(text.contains("fn philox("), key.dropout || key.degenerate, "{key}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Arena, PipelineKey, Storage};
+use super::{Arena, Kernel, PipelineKey, Storage};
 use crate::gpu::bindings::Slot;
 use crate::gpu::params::FLAGS;
 
@@ -45,10 +45,17 @@ pub(super) fn render(key: &PipelineKey) -> String {
     };
     let mask = Memory::of(key, Slot::Mask).word("at");
     let _ = writeln!(text, "fn mask_word(at: u32) -> u32 {{ return {mask}; }}");
-    let lse = Memory::of(key, Slot::Lse);
-    let (word, value) = (lse.word("at"), lse.cast("x", 1));
-    let _ = writeln!(text, "fn store_lse(at: u32, x: f32) {{ {word} = {value}; }}");
-    text.push_str(&store(key));
+    match key.kernel {
+        Kernel::Forward => {
+            let lse = Memory::of(key, Slot::Lse);
+            let (word, value) = (lse.word("at"), lse.cast("x", 1));
+            let _ = writeln!(text, "fn store_lse(at: u32, x: f32) {{ {word} = {value}; }}");
+            text.push_str(&store(key));
+        }
+        Kernel::Weights => {
+            let _ = writeln!(text, "fn store_out(at: u32, x: f32) {{ out_data[at] = x; }}");
+        }
+    }
     text
 }
 
@@ -76,6 +83,7 @@ impl Memory {
             Slot::Mask => single(false),
             Slot::Lse => single(true),
             Slot::Tables => Self { name, floats: true, width: 4 },
+            Slot::Out if key.kernel == Kernel::Weights => single(true),
             Slot::Bias => single(key.storage == Storage::F32),
             // Threads that write neighbouring words must not write one vector.
             Slot::Out if key.arena.holds(Slot::Lse) => single(false),

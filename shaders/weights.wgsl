@@ -1,0 +1,82 @@
+// Attention weights of a block of queries of one packed row: `out` holds [row, query, slot] and begins
+// as zeros. Keys are visited twice, first for the sums, then for the weights.
+
+#import scores
+#import block
+#ifdef DEGENERATE
+#import degenerate
+#endif
+
+@compute @workgroup_size(64)
+fn weights(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let packed_row = params.first_row + group.y;
+    let extent = begin_block(thread, packed_row, params.first_block + group.x);
+    for (var i = 0u; i < TQ; i++) {
+        largest[i] = HIDDEN;
+        total[i] = 0.0;
+    }
+    // The zeros of autopad too, which the forward pass counts.
+    let start = extent.first.start / KT * KT;
+    for (var first = start; first < extent.last.end; first += KT) {
+        score_tile(thread, extent, first, extent.last.end);
+        share_rows(top_logits());
+        workgroupBarrier();
+        for (var i = 0u; i < TQ; i++) {
+            let top = row_largest(i);
+            if top > largest[i] {
+                raise(i, top);
+            }
+            for (var j = 0u; j < TK; j++) {
+                total[i] += weight_of(i, scores[i * TK + j]);
+            }
+        }
+    }
+    workgroupBarrier();
+    share_rows(total);
+    workgroupBarrier();
+    let out_at = params.out.offset + packed_row * params.out.leading.w;
+    for (var first = start; first < extent.last.end; first += KT) {
+        score_tile(thread, extent, first, extent.last.end);
+        for (var i = 0u; i < TQ; i++) {
+            let query = block.start + row_group * TQ + i;
+            for (var j = 0u; j < TK; j++) {
+                let key = first + column_group + j * GROUPS;
+                if key >= seen[i].start && key < seen[i].end {
+                    let slot = slot_of(query, key);
+                    let weight = weight_of(i, scores[i * TK + j]);
+                    // Where nothing has a weight there is nothing to divide.
+                    if weight != 0.0 {
+                        store_out(out_at + query * params.out.position + slot, weight / row_total(i));
+                    }
+                }
+            }
+        }
+    }
+#ifdef DEGENERATE
+    for (var i = 0u; i < TQ; i++) {
+        let query = block.start + row_group * TQ + i;
+        if query < block.end && on(UNIFORM_MASKED_ROWS) && largest[i] <= SEEN && row_total(i) == 0.0 {
+            share_evenly(i, query, out_at + query * params.out.position);
+        }
+    }
+#endif
+}
+
+#ifdef DEGENERATE
+// A row that sees nothing with a weight: the same for each slot that it does not see.
+fn share_evenly(i: u32, query: u32, row_at: u32) {
+    let hidden = hidden_slots(i);
+    let keys = gathered(query / params.window);
+    let before = slot_of(query, keys.start);
+    for (var slot = column_group; slot < params.slots; slot += GROUPS) {
+        let key = keys.start + slot - before;
+        let outside = slot < before || key >= keys.end;
+        if outside || !sees(i, key) {
+            store_out(row_at + slot, 1.0 / f32(hidden));
+        }
+    }
+}
+#endif

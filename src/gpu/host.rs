@@ -1,0 +1,314 @@
+//! Tensors of host memory in buffers of their own, for one part of a problem.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::Storage;
+use super::bound::Bound;
+use super::device::{Gpu, checked};
+use super::error::{BindError, DeviceError, GpuError};
+use super::plan::{Chunk, Plan};
+use super::tensor::{Dtype, ForwardTensors, TensorView};
+use super::workspace::Workspace;
+use crate::engine::reserve;
+use crate::{Element, HostInputs, HostTensor, RunError};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+}
+
+/// A type that the GPU engine takes and gives: `f32` or `f16`.
+pub trait GpuElement: sealed::Sealed + Element<Accumulator = f32> {
+    /// How it is stored.
+    const STORAGE: Storage;
+    #[doc(hidden)]
+    fn put(self, bytes: &mut Vec<u8>);
+    #[doc(hidden)]
+    fn take(bytes: &[u8]) -> Self;
+}
+
+impl GpuElement for f32 {
+    const STORAGE: Storage = Storage::F32;
+    fn put(self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.to_le_bytes());
+    }
+    fn take(bytes: &[u8]) -> Self {
+        bytes.first_chunk().map_or(0.0, |b| Self::from_le_bytes(*b))
+    }
+}
+
+impl GpuElement for f16 {
+    const STORAGE: Storage = Storage::F16;
+    fn put(self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.to_le_bytes());
+    }
+    fn take(bytes: &[u8]) -> Self {
+        bytes.first_chunk().map_or(f16::ZERO, |b| Self::from_le_bytes(*b))
+    }
+}
+
+/// What is computed of a problem: of each query of a part so many elements.
+#[derive(Clone, Copy)]
+pub(super) struct Outcome {
+    pub(super) elements: usize,
+    pub(super) dtype: Dtype,
+}
+
+impl Plan {
+    /// Bytes of a part's tensors, by name.
+    pub(super) fn part_bytes(&self, chunk: &Chunk, outcome: Outcome) -> Vec<(&'static str, u64)> {
+        let (problem, shape) = (&self.problem, &self.problem.shape);
+        let kv_rows = if problem.kv_batch == 1 { 1 } else { chunk.rows.len() };
+        let bytes = |sizes: &[usize], size: u64| {
+            sizes.iter().fold(size, |n, &s| n.saturating_mul(s as u64))
+        };
+        let element = self.key().storage.bytes();
+        let (d, dv) = (padded(shape.head_dim), padded(shape.value_dim));
+        let (rows, queries, keys) =
+            (chunk.rows.len(), chunk.queries.len(), chunk.keys.len().max(1));
+        let mut all = vec![
+            ("q", bytes(&[rows, queries, d], element)),
+            ("k", bytes(&[kv_rows, keys, d], element)),
+            ("v", bytes(&[kv_rows, keys, dv], element)),
+        ];
+        all.extend(
+            shape
+                .mask
+                .map(|m| ("mask", bytes(&[chunk.mask_rows(problem, m.rows).len(), m.len], 1))),
+        );
+        all.extend(shape.bias.map(|b| {
+            ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), b.queries, b.slots], element))
+        }));
+        // What is read back is one buffer.
+        let out = bytes(&[rows, queries, outcome.elements], outcome.dtype.bytes());
+        let lse = if shape.lse { bytes(&[rows, queries], 4) } else { 0 };
+        all.push(("out", out.saturating_add(lse).saturating_add(16)));
+        all
+    }
+}
+
+/// The tensors of a part, in buffers of their own.
+pub(super) struct Piece<'a> {
+    gpu: &'a Gpu,
+    plan: &'a Plan,
+    chunk: &'a Chunk,
+    outcome: Outcome,
+    q: wgpu::Buffer,
+    k: wgpu::Buffer,
+    v: wgpu::Buffer,
+    mask: Option<wgpu::Buffer>,
+    bias: Option<wgpu::Buffer>,
+    out: wgpu::Buffer,
+    lse: Option<wgpu::Buffer>,
+    /// `out`, and then `lse`.
+    back: wgpu::Buffer,
+}
+
+impl<'a> Piece<'a> {
+    /// Uploads what a part reads. `first_query` is that of the queries in `inputs`.
+    pub(super) async fn new<T: GpuElement>(
+        plan: &'a Plan,
+        inputs: &HostInputs<'_, T>,
+        first_query: usize,
+        chunk: &'a Chunk,
+        outcome: Outcome,
+    ) -> Result<Self, GpuError> {
+        let (gpu, problem, shape) = (&plan.gpu, &plan.problem, &plan.problem.shape);
+        let Chunk { rows, queries, keys } = chunk;
+        let kv_rows = if problem.kv_batch == 1 { 0..1 } else { rows.clone() };
+        let local = queries.start - first_query..queries.end - first_query;
+        let q = gather("q", &inputs.q, rows.clone(), local, shape.head_dim)?;
+        let k = gather("k", &inputs.k, kv_rows.clone(), keys.clone(), shape.head_dim)?;
+        let v = gather("v", &inputs.v, kv_rows, keys.clone(), shape.value_dim)?;
+        let mask = match inputs.effective_mask().zip(shape.mask) {
+            None => None,
+            Some((mask, m)) => {
+                let rows = chunk.mask_rows(problem, m.rows);
+                let (mut bytes, _) = reserve("mask", &[rows.len(), m.len + 4])?;
+                for row in rows {
+                    let view = mask.packed_row(row, 1);
+                    bytes.extend((0..m.len).map(|u| u8::from(view.at1(u))));
+                }
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                Some(bytes)
+            }
+        };
+        let bias = match inputs.attn_bias.as_ref().zip(shape.bias) {
+            None => None,
+            Some((bias, b)) => {
+                let rows = chunk.bias_rows(b.rows);
+                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), b.queries, b.slots, 4])?;
+                for row in rows {
+                    let view = bias.packed_row(row, 2);
+                    for i in 0..b.queries {
+                        (0..b.slots).for_each(|j| view.at(i, j).put(&mut bytes));
+                    }
+                }
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                Some(bytes)
+            }
+        };
+        let results = rows.len() * queries.len();
+        let out_bytes = results * outcome.elements * outcome.dtype.bytes() as usize;
+        let lse_bytes = if shape.lse { results * 4 } else { 0 };
+        checked(gpu.both(), "the tensors of a call", || {
+            let make = |label, size: usize, usage| {
+                gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                    label: Some(label),
+                    size: size.next_multiple_of(16).max(16) as u64,
+                    usage,
+                    mapped_at_creation: false,
+                })
+            };
+            let up = |label, data: &[u8]| {
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+                let buffer = make(label, data.len(), usage);
+                gpu.queue().write_buffer(&buffer, 0, data);
+                buffer
+            };
+            let down = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+            let back = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let out = make("out", out_bytes, down);
+            let lse = shape.lse.then(|| make("lse", lse_bytes, down));
+            let read = out.size() + lse.as_ref().map_or(0, wgpu::Buffer::size);
+            Self {
+                gpu,
+                plan,
+                chunk,
+                outcome,
+                q: up("q", &q),
+                k: up("k", &k),
+                v: up("v", &v),
+                mask: mask.as_ref().map(|m| up("mask", m)),
+                bias: bias.as_ref().map(|b| up("attn_bias", b)),
+                out,
+                lse,
+                back: make("results", read as usize, back),
+            }
+        })
+        .await
+        .map_err(GpuError::Device)
+    }
+
+    fn tensors(&self) -> ForwardTensors<'_> {
+        let (problem, shape) = (&self.plan.problem, &self.plan.problem.shape);
+        let dtype = Dtype::from(self.plan.key().storage);
+        let (rows, queries) = (self.chunk.rows.len(), self.chunk.queries.len());
+        let kv_rows = if problem.kv_batch == 1 { 1 } else { rows };
+        let (d, dv) = (padded(shape.head_dim), padded(shape.value_dim));
+        let keys = self.chunk.keys.len();
+        let of = |buffer, shape: &[usize]| TensorView::contiguous(buffer, dtype, shape);
+        let Outcome { elements, dtype: result } = self.outcome;
+        ForwardTensors {
+            q: of(&self.q, &[rows, queries, d]),
+            k: of(&self.k, &[kv_rows, keys, d]),
+            v: of(&self.v, &[kv_rows, keys, dv]),
+            out: TensorView::contiguous(&self.out, result, [rows, queries, elements]),
+            mask: self
+                .mask
+                .as_ref()
+                .zip(shape.mask)
+                .map(|(b, m)| TensorView::contiguous(b, Dtype::U8, [m.rows, m.len])),
+            attn_bias: self
+                .bias
+                .as_ref()
+                .zip(shape.bias)
+                .map(|(buffer, b)| of(buffer, &[b.rows, b.queries, b.slots])),
+            lse: self.lse.as_ref().map(|b| TensorView::contiguous(b, Dtype::F32, [rows, queries])),
+        }
+    }
+
+    /// Binds, records with `record`, submits and reads back: the bytes of the outcome, and `lse`.
+    pub(super) async fn run(
+        &self,
+        workspace: &mut Workspace,
+        record: impl FnOnce(&Bound, &mut wgpu::ComputePass<'_>, &mut Workspace) -> Result<(), BindError>,
+    ) -> Result<(Vec<u8>, Vec<f32>), GpuError> {
+        let bound = self.plan.bind_piece(&self.tensors(), self.chunk, workspace).await?;
+        workspace.recall();
+        let device = self.gpu.device();
+        checked(self.gpu.both(), "a call", || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some("local-attention"),
+            });
+            record(
+                &bound,
+                &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
+                workspace,
+            )?;
+            let size = self.out.size();
+            encoder.copy_buffer_to_buffer(&self.out, 0, &self.back, 0, Some(size));
+            if let Some(lse) = &self.lse {
+                encoder.copy_buffer_to_buffer(lse, 0, &self.back, size, Some(lse.size()));
+            }
+            self.gpu.queue().submit([encoder.finish()]);
+            Ok::<_, BindError>(())
+        })
+        .await??;
+        let mut data = self.gpu.read_back(&self.back).await?;
+        let lse = data.split_off(self.out.size() as usize);
+        let results = self.chunk.rows.len() * self.chunk.queries.len();
+        data.truncate(results * self.outcome.elements * self.outcome.dtype.bytes() as usize);
+        let lse = match self.lse {
+            Some(_) => lse.chunks_exact(4).take(results).map(f32::take).collect(),
+            None => Vec::new(),
+        };
+        Ok((data, lse))
+    }
+}
+
+impl Gpu {
+    /// What a mapped buffer holds.
+    async fn read_back(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>, DeviceError> {
+        const DOING: &str = "reading results back";
+        let lost = |reason: String| DeviceError::Lost { doing: DOING, reason };
+        let (done, mapped) = futures_intrusive::channel::shared::oneshot_channel();
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+            // Nobody waits any more: the call was cancelled.
+            let _ = done.send(result);
+        });
+        // In a browser the event loop does this.
+        #[cfg(not(target_arch = "wasm32"))]
+        self.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(e.to_string()))?;
+        match mapped.receive().await {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(lost(e.to_string())),
+            None => return Err(lost("the device said nothing".to_owned())),
+        }
+        let data = buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec();
+        buffer.unmap();
+        Ok(data)
+    }
+}
+
+/// Features of a row on the device.
+pub(super) fn padded(features: usize) -> usize {
+    features.next_multiple_of(4).max(4)
+}
+
+/// The bytes of some positions of some packed rows, features padded with zeros.
+fn gather<T: GpuElement>(
+    what: &'static str,
+    tensor: &HostTensor<'_, T>,
+    rows: Range<usize>,
+    positions: Range<usize>,
+    features: usize,
+) -> Result<Vec<u8>, RunError> {
+    let width = padded(features);
+    let size = T::STORAGE.bytes() as usize;
+    let (mut bytes, _) = reserve(what, &[rows.len(), positions.len(), width, size])?;
+    for row in rows {
+        let view = tensor.packed_row(row, 2);
+        for position in positions.clone() {
+            match view.slice(position, features) {
+                Some(slice) => slice.iter().for_each(|x| x.put(&mut bytes)),
+                None => (0..features).for_each(|c| view.at(position, c).put(&mut bytes)),
+            }
+            bytes.resize(bytes.len() + (width - features) * size, 0);
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,75 @@
+//! Attention weights of a range of queries, for tensors of host memory.
+
+use std::ops::Range;
+
+use super::device::Gpu;
+use super::error::GpuError;
+use super::host::{GpuElement, Outcome, Piece};
+use super::layout::check_fit;
+use super::plan::{Chunk, Layouts};
+use super::shader::Kernel;
+use super::tensor::Dtype;
+use super::workspace::Workspace;
+use crate::engine::zeros;
+use crate::{Call, HostInputs, Problem, Weights};
+
+impl Gpu {
+    /// The attention weights of a range of queries, before dropout, and the key of each slot, as
+    /// [`Engine::weights`](crate::Engine::weights) says: part by part, like [`Gpu::forward`].
+    ///
+    /// # Errors
+    /// As [`Gpu::forward`], and a range outside the problem's queries.
+    pub async fn weights<T: GpuElement>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        queries: Range<usize>,
+    ) -> Result<Weights<T>, GpuError> {
+        problem.check_inputs(inputs)?;
+        problem.check_queries(&queries)?;
+        let slots = problem.geometry.slots();
+        let shape = [problem.batch, queries.len(), slots];
+        let mut weights: Vec<f32> = zeros("attention weights", &shape)?;
+        if !weights.is_empty() {
+            let first_query = problem.shape.query.start;
+            let mut problem = problem.clone();
+            problem.shape.query = queries.clone();
+            (problem.shape.value_dim, problem.shape.lse, problem.dropout) = (0, false, 0.0);
+            let layouts = Layouts { storage: T::STORAGE, vec4: true };
+            let plan = self.plan_kernel(Kernel::Weights, &problem, &layouts).await?;
+            let mut workspace = Workspace::new(self, 1).await?;
+            let limit = self.max_binding_bytes();
+            let outcome = Outcome { elements: slots, dtype: Dtype::F32 };
+            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(chunk, outcome), limit);
+            for chunk in plan.chunks(&fits)? {
+                let piece = Piece::new(&plan, inputs, first_query, &chunk, outcome).await?;
+                let (part, _) = piece
+                    .run(&mut workspace, |bound, pass, workspace| {
+                        bound.encode(pass, workspace, &Call::default())
+                    })
+                    .await?;
+                let n = chunk.queries.len() * slots;
+                for (i, row) in chunk.rows.clone().enumerate() {
+                    let at = (row * queries.len() + chunk.queries.start - queries.start) * slots;
+                    let numbers = part[i * n * 4..].chunks_exact(4).map(f32::take);
+                    weights[at..][..n].iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
+                }
+            }
+        }
+        Ok(Weights { weights, shape, keys: problem.slot_positions(queries)? })
+    }
+
+    /// [`Gpu::weights`], waiting for it.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn weights_blocking<T: GpuElement>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        queries: Range<usize>,
+    ) -> Result<Weights<T>, GpuError> {
+        pollster::block_on(self.weights(problem, inputs, queries))
+    }
+}
