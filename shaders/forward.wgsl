@@ -23,8 +23,6 @@ fn forward(
     let first_feature = group.z * 64u * CHUNKS;
     let extent = begin_block(thread, packed_row, params.first_block + group.x);
     for (var i = 0u; i < TQ; i++) {
-        largest[i] = HIDDEN;
-        total[i] = 0.0;
         push_zero_keys(i, block.start + row_group * TQ + i);
     }
     for (var i = 0u; i < TQ * 2u * CHUNKS; i++) {
@@ -52,35 +50,12 @@ fn forward(
     workgroupBarrier();
     share_rows(total);
     workgroupBarrier();
+    let out_at = row_offset(params.out, packed_row);
     for (var i = 0u; i < TQ; i++) {
         let query = block.start + row_group * TQ + i;
         if query < block.end {
-            finish_row(packed_row, i, query, first_feature, group.z);
+            finish_row(packed_row, out_at, i, query, first_feature, group.z);
         }
-    }
-}
-
-// Zeros of autopad that a query sees, where they are alike: counted, not visited.
-fn push_zero_keys(i: u32, query: u32) {
-    let start = max(seen[i].start, max(params.key_len, params.key_end));
-    if start >= seen[i].end {
-        return;
-    }
-    // With a mask none is seen past its end, which is where visited keys end.
-    if on(MASK) {
-        return;
-    }
-    var count = seen[i].end - start;
-    var logit = 0.0;
-    if on(SHARED_QK) && query >= start && query < seen[i].end {
-        push(i, SELF_LOGIT, 1.0);
-        count -= 1u;
-    }
-    if on(BIAS) {
-        logit = bias_of(query, start);
-    }
-    if count > 0u {
-        push(i, logit, f32(count));
     }
 }
 
@@ -127,10 +102,10 @@ fn add_values(of_chunk: u32) {
 }
 
 // Writes a query's output and lse.
-fn finish_row(packed_row: u32, i: u32, query: u32, first_feature: u32, value_block: u32) {
+fn finish_row(packed_row: u32, out_at: u32, i: u32, query: u32, first_feature: u32, value_block: u32) {
     let sum = row_total(i);
     let degenerate = largest[i] <= SEEN && sum == 0.0;
-    let at = row_offset(params.out, packed_row) + query * params.out.position;
+    let at = out_at + query * params.out.position;
     for (var c = 0u; c < 2u * CHUNKS; c++) {
         let feature = first_feature + c / 2u * 64u + (c % 2u * GROUPS + column_group) * 4u;
         if feature < params.value_dim {

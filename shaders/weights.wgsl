@@ -15,13 +15,12 @@ fn weights(
     let packed_row = params.first_row + group.y;
     let extent = begin_block(thread, packed_row, params.first_block + group.x);
     for (var i = 0u; i < TQ; i++) {
-        largest[i] = HIDDEN;
-        total[i] = 0.0;
+        push_zero_keys(i, block.start + row_group * TQ + i);
     }
-    // The zeros of autopad too, which the forward pass counts.
     let start = extent.first.start / KT * KT;
-    for (var first = start; first < extent.last.end; first += KT) {
-        score_tile(thread, extent, first, extent.last.end);
+    let keys_end = min(extent.last.end, params.key_end);
+    for (var first = start; first < keys_end; first += KT) {
+        score_tile(thread, extent, first, params.key_end);
         share_rows(top_logits());
         workgroupBarrier();
         for (var i = 0u; i < TQ; i++) {
@@ -38,6 +37,7 @@ fn weights(
     share_rows(total);
     workgroupBarrier();
     let out_at = params.out.offset + packed_row * params.out.leading.w;
+    // The zeros of autopad that were counted too.
     for (var first = start; first < extent.last.end; first += KT) {
         score_tile(thread, extent, first, extent.last.end);
         for (var i = 0u; i < TQ; i++) {

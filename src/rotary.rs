@@ -68,6 +68,12 @@ impl<T: Scalar> RotaryTables<T> {
         Ok(Self { half, angles, xpos: xpos.transpose()? })
     }
 
+    /// Whether it is one table of angles, without xpos.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.xpos.is_none() && matches!(self.angles, Levels::Direct(_))
+    }
+
     /// The tables as they are, for engines that read them in other memory: cosines and sines,
     /// `[position][2 * half]`, and xpos factors, `[lag][half]`; each whole, or coarse and fine.
     #[cfg(feature = "gpu")]

@@ -1,7 +1,7 @@
 //! `info`: what this machine offers.
 
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::gpu::{self, PipelineKey, wgpu};
+use local_attention::gpu::{self, Features, Kernel, PipelineKey, wgpu};
 use serde_json::{Value, json};
 
 use crate::backend::Backend;
@@ -76,7 +76,7 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
             && key.threads() <= limits.max_compute_invocations_per_workgroup
             && limits.max_storage_buffers_per_shader_stage >= 8
             // Options that change no tile are no variants.
-            && !key.dropout && !key.degenerate
+            && !key.dropout && key.features == Features::Plain && key.kernel == Kernel::Forward
     };
     let kernels = PipelineKey::all();
     json!({

@@ -66,19 +66,21 @@ struct Params {
     xpos_fine: Table,
 }
 
-// Bits of `flags` are named by the prelude.
+// Bits of `flags` are named by the prelude. Compilers drop the code of those that are not possible.
 fn on(flag: u32) -> bool {
-    return (params.flags & flag) != 0u;
+    return (params.flags & (flag & POSSIBLE)) != 0u;
 }
 
 // The offset of a packed row.
 fn row_offset(view: View, row: u32) -> u32 {
-    var rest = row;
-    let d = rest % params.leading.w;
-    rest = rest / params.leading.w;
-    let c = rest % params.leading.z;
-    rest = rest / params.leading.z;
-    let b = rest % params.leading.y;
-    let a = rest / params.leading.y;
-    return view.offset + a * view.leading.x + b * view.leading.y + c * view.leading.z + d * view.leading.w;
+    let sizes = params.leading;
+    // Mostly one dimension is left: divisions are slow.
+    if sizes.x * sizes.y * sizes.z == 1u {
+        return view.offset + row * view.leading.w;
+    }
+    let c = row / sizes.w;
+    let b = c / sizes.z;
+    let a = b / sizes.y;
+    let at = vec4<u32>(a, b - a * sizes.y, c - b * sizes.z, row - c * sizes.w) * view.leading;
+    return view.offset + at.x + at.y + at.z + at.w;
 }

@@ -107,3 +107,30 @@ fn top_logits() -> array<f32, TQ> {
     }
     return top;
 }
+
+// Begins a query's softmax with the zeros of autopad that it sees, where they are alike: counted, not
+// visited.
+fn push_zero_keys(i: u32, query: u32) {
+    largest[i] = HIDDEN;
+    total[i] = 0.0;
+    let start = max(seen[i].start, max(params.key_len, params.key_end));
+    if start >= seen[i].end {
+        return;
+    }
+    // With a mask none is seen past its end, which is where visited keys end.
+    if on(MASK) {
+        return;
+    }
+    var count = seen[i].end - start;
+    var logit = 0.0;
+    if on(SHARED_QK) && query >= start && query < seen[i].end {
+        push(i, SELF_LOGIT, 1.0);
+        count -= 1u;
+    }
+    if on(BIAS) {
+        logit = bias_of(query, start);
+    }
+    if count > 0u {
+        push(i, logit, f32(count));
+    }
+}

@@ -7,7 +7,7 @@ use super::device::{Gpu, checked};
 use super::error::PlanError;
 use super::layout::check_fit;
 use super::params::{self, Params, Table};
-use super::shader::{Arena, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
+use super::shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 use crate::rotary;
 use crate::{Call, Problem};
 
@@ -160,7 +160,12 @@ impl Gpu {
             return Err(PlanError::HeadDim { got: shape.head_dim, max: MAX_HEAD_DIM });
         }
         let rotary_quads = problem.rotary.is_none() || shape.head_dim.is_multiple_of(8);
-        let fewer_keys = !problem.geometry.sees_padding() && shape.key_len < shape.seq_len;
+        let features = match problem.rotary_tables()? {
+            _ if problem.shared_qk || may_see_nothing(problem) => Features::All,
+            None => Features::Plain,
+            Some(tables) if tables.is_plain() => Features::Rotary,
+            Some(_) => Features::All,
+        };
         let key = PipelineKey {
             kernel: Kernel::Forward,
             storage: layouts.storage,
@@ -168,7 +173,7 @@ impl Gpu {
             keys: 16,
             vec4: layouts.vec4 && rotary_quads,
             dropout: false,
-            degenerate: shape.mask.is_some() || shape.bias.is_some() || fewer_keys,
+            features,
             arena: Arena::NONE,
         };
         self.check_limits(&key)?;
@@ -306,7 +311,7 @@ impl Plan {
     fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
         let geometry = &self.problem.geometry;
         let last = queries.end - 1;
-        let keys = if self.key.degenerate {
+        let keys = if may_see_nothing(&self.problem) {
             let end = geometry.gathered(geometry.window_of(last)).end;
             geometry.gathered(geometry.window_of(queries.start)).start..end
         } else {
@@ -327,6 +332,13 @@ impl Plan {
             ..self.base
         }
     }
+}
+
+/// Whether some row may see nothing, or nothing with a weight.
+fn may_see_nothing(problem: &Problem) -> bool {
+    let shape = &problem.shape;
+    let fewer_keys = !problem.geometry.sees_padding() && shape.key_len < shape.seq_len;
+    shape.mask.is_some() || shape.bias.is_some() || fewer_keys
 }
 
 /// Uniforms that follow from the problem alone.

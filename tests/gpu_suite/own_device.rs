@@ -16,13 +16,25 @@ pub fn views(gpu: &Gpu) -> Result<(), Failed> {
     let (b, n, h, d) = (2, 48, 3, 8);
     let mut noise = Noise::new(5);
     let data = noise.normals(b * n * h * d);
-    let attention =
-        LocalAttention::new(LocalAttentionConfig::new(8).dim(8).shared_qk(true)).unwrap();
+    let all = LocalAttentionConfig::new(8).dim(8).shared_qk(true);
+    let plain = LocalAttentionConfig::new(8).causal(true);
+    for config in [all, plain.clone().dim(8), plain] {
+        views_of(gpu, config, [b, n, h, d], &data)?;
+    }
+    Ok(())
+}
+
+fn views_of(
+    gpu: &Gpu,
+    config: LocalAttentionConfig,
+    [b, n, h, d]: [usize; 4],
+    data: &[f32],
+) -> Result<(), Failed> {
+    let attention = LocalAttention::new(config).unwrap();
     let shape = AttentionShape::new([b, h], n, d).with_lse();
     let problem = attention.problem(&shape).unwrap();
     let strides = [(n * h * d) as i64, d as i64, (h * d) as i64, 1];
-    let host =
-        HostTensor::strided(&data[..], 0, [b, h, n, d], strides.map(|s| s as isize)).unwrap();
+    let host = HostTensor::strided(data, 0, [b, h, n, d], strides.map(|s| s as isize)).unwrap();
     let inputs = HostInputs::new(host.clone(), host.clone(), host);
     let expected = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
 
@@ -31,7 +43,7 @@ pub fn views(gpu: &Gpu) -> Result<(), Failed> {
         [(64_u64, Layouts::contiguous(Storage::F32, &problem)), (7, Layouts::any(Storage::F32))]
     {
         let padding = vec![f32::NAN; offset as usize];
-        let inside = [&padding[..], &data, &padding].concat();
+        let inside = [&padding[..], data, &padding].concat();
         let (x, out) = (upload(gpu, &inside), upload(gpu, &inside));
         let lse = upload(gpu, &vec![0.0; b * h * n]);
         let view = |buffer| {

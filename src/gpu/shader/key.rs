@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::gpu::bindings::Slot;
+use crate::gpu::params;
 
 /// How numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +41,40 @@ impl Kernel {
         match self {
             Self::Forward => "forward",
             Self::Weights => "weights",
+        }
+    }
+}
+
+/// Options that a kernel has code for: data decides about each, but what cannot be costs registers,
+/// and on software adapters, which run both sides of a branch, time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Features {
+    /// No rotary embedding, mask, bias or shared QK, and no row that may see nothing.
+    Plain,
+    /// The same with rotary embedding, without xpos, from one table.
+    Rotary,
+    /// All there is.
+    All,
+}
+
+impl Features {
+    const ALL: [Self; 3] = [Self::Plain, Self::Rotary, Self::All];
+
+    /// The bits of the uniforms' flags that may be set.
+    pub(in crate::gpu) fn flags(self) -> u32 {
+        let rare = params::MASK
+            | params::MASK_WORDS
+            | params::BIAS
+            | params::BIAS_VARIES
+            | params::SHARED_QK
+            | params::ROTARY_SPLIT
+            | params::XPOS
+            | params::XPOS_SPLIT;
+        match self {
+            Self::Plain => !(rare | params::ROTARY),
+            Self::Rotary => !rare,
+            Self::All => u32::MAX,
         }
     }
 }
@@ -89,8 +124,8 @@ pub struct PipelineKey {
     pub vec4: bool,
     /// Whether weights are dropped.
     pub dropout: bool,
-    /// Whether rows may see nothing, and average over what they do not see.
-    pub degenerate: bool,
+    /// What of the rarer options its code has.
+    pub features: Features,
     /// What shares a buffer with the output.
     pub arena: Arena,
 }
@@ -113,30 +148,24 @@ impl PipelineKey {
             keys: 16,
             vec4: false,
             dropout: false,
-            degenerate: false,
+            features: Features::Plain,
             arena: Arena::NONE,
         };
         let mut all = Vec::new();
-        for bits in 0..8 {
-            let (vec4, dropout, degenerate) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
-            for storage in [Storage::F32, Storage::F16] {
+        let storages = [Storage::F32, Storage::F16];
+        for (storage, vec4) in storages.map(|s| [(s, false), (s, true)]).concat() {
+            for features in Features::ALL {
                 for (chunks, keys) in [1, 2, 4].into_iter().flat_map(|c| [(c, 16), (c, 32)]) {
-                    let key = Self { storage, chunks, keys, vec4, dropout, degenerate, ..plain };
-                    all.push(key);
-                    if !dropout {
-                        all.push(Self { kernel: Kernel::Weights, ..key });
-                    }
+                    let key = Self { storage, vec4, features, chunks, keys, ..plain };
+                    let weights = Self { kernel: Kernel::Weights, ..key };
+                    all.extend([key, Self { dropout: true, ..key }, weights]);
                 }
             }
-        }
-        for (storage, vec4) in
-            [Storage::F32, Storage::F16].map(|s| [(s, false), (s, true)]).concat()
-        {
-            let degenerate = true;
+            let features = Features::All;
             all.extend(Arena::kinds().map(|arena| Self {
                 storage,
                 vec4,
-                degenerate,
+                features,
                 arena,
                 ..plain
             }));
@@ -185,9 +214,13 @@ impl fmt::Display for PipelineKey {
             self.chunks * CHUNK as u32,
             self.keys
         )?;
-        for (on, name) in
-            [(self.vec4, "-vec4"), (self.dropout, "-dropout"), (self.degenerate, "-degenerate")]
-        {
+        let features = match self.features {
+            Features::Plain => "",
+            Features::Rotary => "-rotary",
+            Features::All => "-all",
+        };
+        f.write_str(features)?;
+        for (on, name) in [(self.vec4, "-vec4"), (self.dropout, "-dropout")] {
             if on {
                 f.write_str(name)?;
             }

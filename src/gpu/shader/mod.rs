@@ -4,7 +4,7 @@ mod key;
 mod prelude;
 mod preprocess;
 
-pub use key::{Arena, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use key::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 
 /// The sources, by the name they are imported by.
 fn source_of(name: &str) -> Option<&'static str> {
@@ -35,7 +35,8 @@ impl PipelineKey {
     /// The WGSL of its pipeline.
     pub fn wgsl(&self) -> String {
         let mut defined = Vec::new();
-        for (on, name) in [(self.dropout, "DROPOUT"), (self.degenerate, "DEGENERATE")] {
+        let degenerate = self.features == Features::All;
+        for (on, name) in [(self.dropout, "DROPOUT"), (degenerate, "DEGENERATE")] {
             if on {
                 defined.push(name);
             }
@@ -56,7 +57,8 @@ mod tests {
         for key in PipelineKey::all() {
             let text = key.wgsl();
             assert!(text.contains(&format!("fn {}(", key.kernel.name())), "{key}:\n{text}");
-            assert_eq!(text.contains("fn philox("), key.dropout || key.degenerate, "{key}");
+            let philox = key.dropout || key.features == Features::All;
+            assert_eq!(text.contains("fn philox("), philox, "{key}");
         }
     }
 }

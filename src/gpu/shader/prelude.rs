@@ -14,6 +14,7 @@ pub(super) fn render(key: &PipelineKey) -> String {
         key.thread_keys(),
         key.chunks
     );
+    let _ = writeln!(text, "const POSSIBLE = {}u;", key.features.flags());
     for (name, bit) in FLAGS {
         let _ = writeln!(text, "const {name} = {bit}u;");
     }
