@@ -6,11 +6,10 @@ mod buffers;
 
 use std::time::Instant;
 
-use buffers::{read, upload};
+use buffers::{read, request, upload};
 use local_attention::gpu::wgpu::{self, util::DeviceExt};
 use local_attention::gpu::{
-    Bound, Dtype, ForwardTensors, Gpu, GpuOptions, Layouts, RequestOptions, Storage, TensorView,
-    Workspace,
+    Bound, Dtype, ForwardTensors, Gpu, GpuOptions, Layouts, Storage, TensorView, Workspace,
 };
 use local_attention::{AttentionShape, Call, LocalAttention, LocalAttentionConfig, Problem};
 
@@ -21,11 +20,7 @@ const D: usize = 64;
 const PAIRS: usize = 7;
 
 fn main() -> Result<()> {
-    let request = match std::env::var("LOCAL_ATTENTION_ADAPTER") {
-        Ok(name) => RequestOptions::adapter(name),
-        Err(_) => RequestOptions::default(),
-    };
-    let gpu = Gpu::request_blocking(&request)?;
+    let gpu = Gpu::request_blocking(&request())?;
     println!("{} ({})", gpu.caps().info.name, gpu.caps().info.driver_info);
     println!(
         "b1 h{HEADS} d{D}, causal, one window back, no rotary; medians of {PAIRS} runs in turn"

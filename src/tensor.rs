@@ -152,6 +152,12 @@ impl<'a, T: Clone> RowView<'a, T> {
         self.data[(self.offset as isize + i as isize * self.strides[0]) as usize].clone()
     }
 
+    /// Elements from one row to the next, and then from one element to the next.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn strides(&self) -> &[isize] {
+        self.strides
+    }
+
     /// Row `i`, `len` elements, as a slice where its elements are neighbours.
     pub(crate) fn slice(&self, i: usize, len: usize) -> Option<&'a [T]> {
         let start = (self.offset as isize + i as isize * self.strides[0]) as usize;

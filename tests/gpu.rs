@@ -9,13 +9,14 @@ mod gpu_suite;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use local_attention::gpu::{Gpu, RequestOptions};
+use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 12] = [
+const TESTS: [(&str, Test); 13] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("hard_geometries", gpu_suite::oracle::hard_geometries),
+    ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
@@ -34,10 +35,7 @@ fn main() -> ExitCode {
     // One device, one test at a time.
     args.test_threads = Some(1);
     let setting = std::env::var("LOCAL_ATTENTION_GPU").unwrap_or_else(|_| "auto".to_owned());
-    let request = match std::env::var("LOCAL_ATTENTION_ADAPTER") {
-        Ok(name) => RequestOptions::adapter(name),
-        Err(_) => RequestOptions::default(),
-    };
+    let request = gpu_suite::buffers::request();
     let gpu = match setting.as_str() {
         "off" => None,
         "auto" => Gpu::request_blocking(&request).ok(),

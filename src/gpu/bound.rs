@@ -7,7 +7,7 @@ use super::layout::{LaidTensors, check_fit};
 use super::params::{self, Params};
 use super::plan::{Chunk, Pipelines, Plan};
 use super::tensor::ForwardTensors;
-use super::workspace::Workspace;
+use super::workspace::{self, Workspace};
 use crate::{Call, Dropout};
 
 /// A plan bound to a caller's tensors.
@@ -22,7 +22,11 @@ pub struct Bound {
 /// One dispatch.
 #[derive(Debug)]
 struct Part {
+    /// With uniforms of its own, written once.
     group: wgpu::BindGroup,
+    offset: u32,
+    /// With those of the workspace, for calls with dropout: each has other ones.
+    dropping: Option<wgpu::BindGroup>,
     params: Params,
     workgroups: [u32; 3],
 }
@@ -79,14 +83,35 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
         let pipelines = self.pipelines(laid.arena()).await?;
-        let parts = checked(self.gpu.both(), "bind groups", || {
-            chunks.iter().map(|chunk| self.part(laid, chunk, workspace)).collect()
+        let stride = workspace::stride(&self.gpu);
+        let (device, queue) = self.gpu.both();
+        let parts = checked((device, queue), "bind groups", || {
+            let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("local-attention uniforms"),
+                size: stride.saturating_mul(chunks.len().max(1) as u64),
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let part = |(i, chunk)| {
+                let offset = i as u64 * stride;
+                let part = self.part(laid, chunk, &uniforms, offset as u32, workspace);
+                queue.write_buffer(&uniforms, offset, bytemuck::bytes_of(&part.params));
+                part
+            };
+            chunks.iter().enumerate().map(part).collect()
         })
         .await?;
         Ok(Bound { plan: self.clone(), pipelines, workspace: workspace.id(), parts })
     }
 
-    fn part(&self, laid: &LaidTensors<'_>, chunk: &Chunk, workspace: &Workspace) -> Part {
+    fn part(
+        &self,
+        laid: &LaidTensors<'_>,
+        chunk: &Chunk,
+        uniforms: &wgpu::Buffer,
+        offset: u32,
+        workspace: &Workspace,
+    ) -> Part {
         let mut params = self.params(chunk);
         params.leading = laid.dims;
         if laid.mask_words {
@@ -94,12 +119,16 @@ impl Plan {
         }
         if laid.repeats_bias() {
             params.flags &= !params::BIAS_VARIES;
+            // Nothing tells the zeros of autopad apart: they are counted.
+            if self.problem.shape.mask.is_none() {
+                params.key_end = params.key_len;
+            }
         }
         let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
         // What is written is never what is read elsewhere.
         let [read, written] = &self.nothing;
         let mut all = Slot::ALL.map(|slot| match slot {
-            Slot::Params => workspace.binding(),
+            Slot::Params => workspace::uniforms(uniforms),
             Slot::Tables => whole(&self.tables),
             Slot::Out | Slot::Lse => whole(written),
             _ => whole(read),
@@ -116,18 +145,26 @@ impl Plan {
                 size: std::num::NonZeroU64::new(binding.bytes.end - binding.bytes.start),
             };
         }
-        let group = bindings::group(self.gpu.device(), self.gpu.group_layout(), all);
-        Part { group, params, workgroups: self.workgroups(chunk) }
+        let group = |all| bindings::group(self.gpu.device(), self.gpu.group_layout(), all);
+        let own = group(all.clone());
+        all[Slot::Params as usize] = workspace.binding();
+        let dropping = (self.problem.dropout > 0.0).then(|| group(all));
+        Part { group: own, offset, dropping, params, workgroups: self.workgroups(chunk) }
     }
 }
 
 impl Bound {
+    fn drops(&self, call: &Call) -> bool {
+        self.plan.problem.dropout > 0.0 && call.dropout.is_some()
+    }
+
     /// Dispatches of a call.
     pub fn chunks(&self) -> usize {
         self.parts.len()
     }
 
-    /// Records a call into the caller's pass: nothing is allocated, nothing submitted.
+    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. A call with
+    /// dropout takes a slot of the workspace for each dispatch, and one without takes none.
     ///
     /// # Errors
     /// A workspace without room, or not the one bound with.
@@ -137,7 +174,9 @@ impl Bound {
         workspace: &mut Workspace,
         call: &Call,
     ) -> Result<(), BindError> {
-        workspace.check_room(self.parts.len())?;
+        if self.drops(call) {
+            workspace.check_room(self.parts.len())?;
+        }
         (0..self.parts.len()).try_for_each(|i| self.encode_chunk(i, pass, workspace, call))
     }
 
@@ -156,13 +195,18 @@ impl Bound {
         if workspace.id() != self.workspace {
             return Err(BindError::Workspace);
         }
-        workspace.check_room(1)?;
-        let mut params = part.params;
-        set_dropout(&mut params, self.plan.problem.dropout, call);
         let gpu = &self.plan.gpu;
-        let offset = workspace.write(gpu.queue(), &params);
         pass.set_pipeline(self.pipelines.of(call));
-        pass.set_bind_group(0, &part.group, &[offset]);
+        match part.dropping.as_ref().zip(call.dropout) {
+            None => pass.set_bind_group(0, &part.group, &[part.offset]),
+            Some((group, dropout)) => {
+                workspace.check_room(1)?;
+                let mut params = part.params;
+                set_dropout(&mut params, self.plan.problem.dropout, dropout);
+                let offset = workspace.write(gpu.queue(), &params);
+                pass.set_bind_group(0, group, &[offset]);
+            }
+        }
         let [x, y, z] = part.workgroups;
         pass.dispatch_workgroups(x, y, z);
         gpu.count_dispatch();
@@ -170,12 +214,10 @@ impl Bound {
     }
 }
 
-fn set_dropout(params: &mut Params, p: f64, call: &Call) {
-    if let Some(Dropout { seed, offset }) = call.dropout {
-        let (threshold, factor) = crate::dropout::threshold_and_factor(p);
-        params.dropout_threshold = threshold;
-        params.dropout_factor = factor as f32;
-        params.dropout_key = [seed as u32, (seed >> 32) as u32];
-        params.dropout_offset = offset;
-    }
+fn set_dropout(params: &mut Params, p: f64, Dropout { seed, offset }: Dropout) {
+    let (threshold, factor) = crate::dropout::threshold_and_factor(p);
+    params.dropout_threshold = threshold;
+    params.dropout_factor = factor as f32;
+    params.dropout_key = [seed as u32, (seed >> 32) as u32];
+    params.dropout_offset = offset;
 }

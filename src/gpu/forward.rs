@@ -37,7 +37,7 @@ impl Gpu {
             let mut workspace = Workspace::new(self, 1).await?;
             let (limit, width) = (self.max_binding_bytes(), padded(dv));
             let outcome = Outcome { elements: width, dtype: Dtype::from(T::STORAGE) };
-            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(chunk, outcome), limit);
+            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(inputs, chunk, outcome), limit);
             for chunk in plan.chunks(&fits)? {
                 let piece = Piece::new(&plan, inputs, shape.query.start, &chunk, outcome).await?;
                 let (part, part_lse) = piece

@@ -12,7 +12,7 @@ use super::plan::{Chunk, Plan};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use super::workspace::Workspace;
 use crate::engine::reserve;
-use crate::{Element, HostInputs, HostTensor, RunError};
+use crate::{BiasShape, Element, HostInputs, HostTensor, RunError};
 
 mod sealed {
     pub trait Sealed {}
@@ -59,7 +59,12 @@ pub(super) struct Outcome {
 
 impl Plan {
     /// Bytes of a part's tensors, by name.
-    pub(super) fn part_bytes(&self, chunk: &Chunk, outcome: Outcome) -> Vec<(&'static str, u64)> {
+    pub(super) fn part_bytes<T: GpuElement>(
+        &self,
+        inputs: &HostInputs<'_, T>,
+        chunk: &Chunk,
+        outcome: Outcome,
+    ) -> Vec<(&'static str, u64)> {
         let (problem, shape) = (&self.problem, &self.problem.shape);
         let kv_rows = if problem.kv_batch == 1 { 1 } else { chunk.rows.len() };
         let bytes = |sizes: &[usize], size: u64| {
@@ -80,7 +85,8 @@ impl Plan {
                 .map(|m| ("mask", bytes(&[chunk.mask_rows(problem, m.rows).len(), m.len], 1))),
         );
         all.extend(shape.bias.map(|b| {
-            ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), b.queries, b.slots], element))
+            let [queries, slots] = bias_size(inputs, b);
+            ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), queries, slots], element))
         }));
         // What is read back is one buffer.
         let out = bytes(&[rows, queries, outcome.elements], outcome.dtype.bytes());
@@ -101,6 +107,7 @@ pub(super) struct Piece<'a> {
     v: wgpu::Buffer,
     mask: Option<wgpu::Buffer>,
     bias: Option<wgpu::Buffer>,
+    bias_size: [usize; 2],
     out: wgpu::Buffer,
     lse: Option<wgpu::Buffer>,
     /// `out`, and then `lse`.
@@ -140,11 +147,12 @@ impl<'a> Piece<'a> {
             None => None,
             Some((bias, b)) => {
                 let rows = chunk.bias_rows(b.rows);
-                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), b.queries, b.slots, 4])?;
+                let [queries, slots] = bias_size(inputs, b);
+                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), queries, slots, 4])?;
                 for row in rows {
                     let view = bias.packed_row(row, 2);
-                    for i in 0..b.queries {
-                        (0..b.slots).for_each(|j| view.at(i, j).put(&mut bytes));
+                    for i in 0..queries {
+                        (0..slots).for_each(|j| view.at(i, j).put(&mut bytes));
                     }
                 }
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
@@ -184,6 +192,7 @@ impl<'a> Piece<'a> {
                 v: up("v", &v),
                 mask: mask.as_ref().map(|m| up("mask", m)),
                 bias: bias.as_ref().map(|b| up("attn_bias", b)),
+                bias_size: shape.bias.map_or([1, 1], |b| bias_size(inputs, b)),
                 out,
                 lse,
                 back: make("results", read as usize, back),
@@ -212,11 +221,15 @@ impl<'a> Piece<'a> {
                 .as_ref()
                 .zip(shape.mask)
                 .map(|(b, m)| TensorView::contiguous(b, Dtype::U8, [m.rows, m.len])),
-            attn_bias: self
-                .bias
-                .as_ref()
-                .zip(shape.bias)
-                .map(|(buffer, b)| of(buffer, &[b.rows, b.queries, b.slots])),
+            attn_bias: self.bias.as_ref().zip(shape.bias).map(|(buffer, b)| {
+                let [queries, slots] = self.bias_size;
+                let stride = |n: usize, elements: usize| if n > 1 { elements as i64 } else { 0 };
+                of(buffer, &[b.rows, b.queries, b.slots]).with_strides_elems([
+                    (queries * slots) as i64,
+                    stride(queries, slots),
+                    stride(slots, 1),
+                ])
+            }),
             lse: self.lse.as_ref().map(|b| TensorView::contiguous(b, Dtype::F32, [rows, queries])),
         }
     }
@@ -282,6 +295,16 @@ impl Gpu {
         buffer.unmap();
         Ok(data)
     }
+}
+
+/// Queries and slots of a bias that have numbers of their own: a stride of 0 repeats one.
+fn bias_size<T: GpuElement>(inputs: &HostInputs<'_, T>, b: BiasShape) -> [usize; 2] {
+    let repeats = |axis: usize| match &inputs.attn_bias {
+        Some(bias) => bias.packed_row(0, 2).strides().get(axis) == Some(&0),
+        None => false,
+    };
+    let own = |n: usize, axis: usize| if repeats(axis) { 1 } else { n };
+    [own(b.queries, 0), own(b.slots, 1)]
 }
 
 /// Features of a row on the device.

@@ -40,7 +40,7 @@ impl Gpu {
             let mut workspace = Workspace::new(self, 1).await?;
             let limit = self.max_binding_bytes();
             let outcome = Outcome { elements: slots, dtype: Dtype::F32 };
-            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(chunk, outcome), limit);
+            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(inputs, chunk, outcome), limit);
             for chunk in plan.chunks(&fits)? {
                 let piece = Piece::new(&plan, inputs, first_query, &chunk, outcome).await?;
                 let (part, _) = piece

@@ -1,5 +1,5 @@
-//! Memory that calls share: slots for the uniforms of dispatches that are recorded and not yet
-//! submitted.
+//! Memory that calls share: slots for the uniforms of dispatches with dropout that are recorded and
+//! not yet submitted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use super::device::{Gpu, checked};
 use super::error::{BindError, DeviceError};
 use super::params::Params;
 
-/// Uniform slots, one for each dispatch between two submissions.
+/// Uniform slots, one for each dispatch with dropout between two submissions: others need none.
 ///
 /// A slot is written once and then left alone until [`recall`](Self::recall), so that two calls
 /// recorded before one submission are both right.
@@ -20,6 +20,21 @@ pub struct Workspace {
     used: usize,
 }
 
+/// Bytes from one slot of uniforms to the next.
+pub(super) fn stride(gpu: &Gpu) -> u64 {
+    let alignment = u64::from(gpu.device().limits().min_uniform_buffer_offset_alignment);
+    (size_of::<Params>() as u64).next_multiple_of(alignment.max(16))
+}
+
+/// A buffer of slots as it is bound: they are dynamic offsets into it.
+pub(super) fn uniforms(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding {
+        buffer,
+        offset: 0,
+        size: std::num::NonZeroU64::new(size_of::<Params>() as u64),
+    }
+}
+
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Workspace {
@@ -29,8 +44,7 @@ impl Workspace {
     /// # Errors
     /// A device that has no memory for them.
     pub async fn new(gpu: &Gpu, slots: usize) -> Result<Self, DeviceError> {
-        let alignment = u64::from(gpu.device().limits().min_uniform_buffer_offset_alignment);
-        let stride = (size_of::<Params>() as u64).next_multiple_of(alignment.max(16));
+        let stride = stride(gpu);
         // Offsets are 32 bits.
         let limit = gpu.device().limits().max_buffer_size.min(u64::from(u32::MAX)) / stride;
         let slots = slots.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
@@ -77,11 +91,7 @@ impl Workspace {
 
     /// The buffer as it is bound: slots are dynamic offsets into it.
     pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
-        wgpu::BufferBinding {
-            buffer: &self.buffer,
-            offset: 0,
-            size: std::num::NonZeroU64::new(size_of::<Params>() as u64),
-        }
+        uniforms(&self.buffer)
     }
 
     /// An error unless this many slots are free.

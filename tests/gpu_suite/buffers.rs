@@ -1,10 +1,18 @@
-//! Floats into buffers and back.
+//! Which adapter; floats into buffers and back.
 
-use local_attention::gpu::{Gpu, wgpu};
+use local_attention::gpu::{Gpu, RequestOptions, wgpu};
 
 const USES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
+
+/// The adapter with `LOCAL_ATTENTION_ADAPTER` in its name, or the best one.
+pub fn request() -> RequestOptions {
+    match std::env::var("LOCAL_ATTENTION_ADAPTER") {
+        Ok(name) => RequestOptions::adapter(name),
+        Err(_) => RequestOptions::default(),
+    }
+}
 
 pub fn upload_bytes(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {

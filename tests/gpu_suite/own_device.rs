@@ -104,12 +104,27 @@ pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
             for (bound, i) in bounds.iter().zip(pair) {
                 bound.encode(pass, &mut workspace, &calls[i].1).unwrap();
             }
-            let full = bounds[0].encode(pass, &mut workspace, &Call::default()).unwrap_err();
+            let full = bounds[0].encode(pass, &mut workspace, &calls[0].1).unwrap_err();
             assert!(full.to_string().contains("2 slots, all in use"), "{full}");
         });
         workspace.recall();
         results.extend(pair.into_iter().zip(outs.iter().map(|out| read(gpu, out))));
     }
+    // Without dropout no slot is needed, between calls that need one.
+    let (x, out) = (upload(gpu, &a), upload(gpu, &vec![0.0; n * d]));
+    let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
+    let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out));
+    let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
+    submit(gpu, |pass| {
+        bound.encode(pass, &mut workspace, &calls[0].1).unwrap();
+        bound.encode(pass, &mut workspace, &calls[1].1).unwrap();
+        bound.encode(pass, &mut workspace, &Call::default()).unwrap();
+    });
+    workspace.recall();
+    let t = || HostTensor::new(&a[..], [n, d]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let alone = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
+    assert_eq!(bits(&read(gpu, &out)), bits(&alone.out), "without dropout");
     for (i, got) in results {
         let t = || HostTensor::new(&calls[i].0[..], [n, d]).unwrap();
         let alone = gpu
