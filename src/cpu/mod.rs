@@ -123,8 +123,8 @@ impl Cpu {
     }
 
     /// [`Engine::forward`] into the caller's memory: `out` row-major `[.., query, dv]`, and `lse`
-    /// `[.., query]`, which is not empty where the problem was made with one. Beyond scratch that each
-    /// thread keeps from call to call, nothing is allocated.
+    /// `[.., query]`, which is not empty where the problem was made with one. What it allocates does
+    /// not grow with the sequence, rotary tables at a problem's first call aside.
     ///
     /// ```
     /// use local_attention::cpu::Cpu;

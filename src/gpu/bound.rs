@@ -46,7 +46,7 @@ impl Plan {
         let fits = |chunk: &Chunk| {
             let all = laid.bindings(self, chunk);
             let bytes = |range: &std::ops::Range<u64>| range.end - range.start;
-            check_fit(all.iter().map(|b| (b.home.tensor(), bytes(&b.bytes))), limit)
+            check_fit(all.iter().map(|b| (b.name(), bytes(&b.bytes))), limit)
         };
         let chunks = self.chunks(&fits)?;
         self.bound(&laid, &chunks, workspace).await

@@ -48,8 +48,28 @@ pub(super) fn check_tensors<'t, 'a>(
     if let Some(lse) = given.lse {
         check("lse", lse, &of(&shape.leading, &[queries]), &[Dtype::F32])?;
     }
+    check_distinct("out", &tensors.out)?;
+    if let Some(lse) = given.lse {
+        check_distinct("lse", lse)?;
+    }
     check_aliasing(tensors, &given)?;
     Ok(given)
+}
+
+/// A result whose elements lie apart: sorted, each stride reaches over what the smaller ones span.
+fn check_distinct(tensor: &'static str, t: &TensorView<'_>) -> Result<(), BindError> {
+    let mut axes: Vec<_> = t.shape.iter().zip(&t.strides_elems).filter(|(n, _)| **n != 1).collect();
+    axes.sort_by_key(|(_, stride)| stride.unsigned_abs());
+    let mut span = 1_u128;
+    for (&size, &stride) in axes.into_iter().filter(|_| !t.shape.contains(&0)) {
+        let step = u128::from(stride.unsigned_abs());
+        if step < span {
+            let (what, allowed) = ("a stride of", "elements of a result must not overlap");
+            return Err(BindError::Layout { tensor, what, got: stride, allowed });
+        }
+        span += (size as u128 - 1) * step;
+    }
+    Ok(())
 }
 
 /// Results that share no byte with anything, and an `lse` that shares no buffer with an input but

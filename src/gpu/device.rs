@@ -248,6 +248,8 @@ impl Gpu {
     pub(super) fn max_binding_bytes(&self) -> u64 {
         let limits = self.device().limits();
         let own = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        // Elements are counted in 32 bits.
+        let own = own.min(u64::from(u32::MAX));
         self.options.max_binding_bytes.map_or(own, |asked| asked.min(own))
     }
 
@@ -280,8 +282,8 @@ impl Gpu {
                 false => wgpu::ShaderRuntimeChecks::unchecked(),
             };
             // SAFETY: every access is in bounds by construction, and every loop ends. Tensors:
-            // rows, queries and features are below the sizes that `Plan::bind_forward` has found to
-            // lie in their bindings, keys below `key_len` and in the range that a part is bound
+            // rows, queries and features are below the sizes that `LaidTensors` has found to lie in
+            // their bindings, or, of host tensors, that `Piece` has made them for, keys below `key_len` and in the range that a part is bound
             // with, slots of a bias below its width because only visible keys ask for theirs. Rotary
             // tables: positions of visible keys and of queries of one block, which is what they
             // are made for. Tiles: constants of the key, `key.rs` sizes them. Loops count up to

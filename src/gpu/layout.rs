@@ -204,6 +204,14 @@ pub(super) struct Binding<'a> {
 }
 
 impl Binding<'_> {
+    /// What it is called in an error.
+    pub(super) fn name(&self) -> &'static str {
+        match self.tensors.len() {
+            1 => self.home.tensor(),
+            _ => "the range of out's buffer from its first tensor to its last",
+        }
+    }
+
     fn join(&mut self, other: Self) {
         self.bytes.start = self.bytes.start.min(other.bytes.start);
         self.bytes.end = self.bytes.end.max(other.bytes.end);
@@ -231,7 +239,9 @@ impl<'a> Laid<'a> {
         first_position: i64,
     ) -> Self {
         let element_bytes = t.dtype.bytes();
-        let first = (t.offset_bytes / element_bytes) as i64 - first_position * position;
+        // Modulo 2^64: what is taken off here is added again.
+        let first = (t.offset_bytes / element_bytes) as i64;
+        let first = first.wrapping_sub(first_position.wrapping_mul(position));
         Self { buffer: t.buffer, first, leading, position, feature, element_bytes }
     }
 
@@ -260,9 +270,9 @@ impl<'a> Laid<'a> {
     ) -> Range<u64> {
         let (mut low, mut high) = (i64::MAX, i64::MIN);
         for row in rows {
-            let at = self.first + self.leading_offset(dims, row);
+            let at = self.first.wrapping_add(self.leading_offset(dims, row));
             let reach = |n: usize, stride: i64| (n.max(1) as i64 - 1) * stride;
-            let start = at + positions.start as i64 * self.position;
+            let start = at.wrapping_add((positions.start as i64).wrapping_mul(self.position));
             let ends = [reach(positions.len(), self.position), reach(features, self.feature)];
             low = low.min(start + ends.iter().filter(|e| **e < 0).sum::<i64>());
             high = high.max(start + ends.iter().filter(|e| **e > 0).sum::<i64>());
@@ -278,7 +288,7 @@ impl<'a> Laid<'a> {
     fn view(&self, start: u64) -> View {
         let wrap = |x: i64| x as u32;
         View {
-            offset: wrap(self.first - (start / self.element_bytes) as i64),
+            offset: wrap(self.first.wrapping_sub((start / self.element_bytes) as i64)),
             position: wrap(self.position),
             feature: wrap(self.feature),
             unused: 0,
@@ -301,10 +311,12 @@ impl<'a> Laid<'a> {
 /// The same tensors without strides that lead nowhere: of dimensions of one element, features aside.
 fn normalised<'a>(tensors: &ForwardTensors<'a>) -> ForwardTensors<'a> {
     let mut all = tensors.clone();
-    let optional = [&mut all.mask, &mut all.attn_bias, &mut all.lse].into_iter().flatten();
-    for t in [&mut all.q, &mut all.k, &mut all.v, &mut all.out].into_iter().chain(optional) {
+    let lse = all.lse.iter_mut().map(|t| (t, false));
+    let optional = [&mut all.mask, &mut all.attn_bias].into_iter().flatten();
+    let others = [&mut all.q, &mut all.k, &mut all.v, &mut all.out].into_iter().chain(optional);
+    for (t, features) in others.map(|t| (t, true)).chain(lse) {
         let empty = t.shape.contains(&0);
-        let last = t.shape.len().saturating_sub(1);
+        let last = t.shape.len().saturating_sub(usize::from(features));
         for (stride, &size) in t.strides_elems.iter_mut().zip(&t.shape).take(last) {
             if size <= 1 || empty {
                 *stride = 0;

@@ -153,7 +153,8 @@ impl Gpu {
     /// The kernel that would be chosen for a problem, dropout aside.
     ///
     /// # Errors
-    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs.
+    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, rotary tables that
+    /// memory cannot hold.
     pub fn key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
         let shape = problem.shape();
         if shape.head_dim > MAX_HEAD_DIM {
@@ -222,7 +223,7 @@ impl Gpu {
 }
 
 impl Plan {
-    /// The kernel it runs.
+    /// The kernel it runs, on tensors that share no buffer with the output.
     pub fn key(&self) -> PipelineKey {
         self.key
     }
@@ -258,7 +259,8 @@ impl Plan {
     ) -> Result<Vec<Chunk>, PlanError> {
         let shape = &self.problem.shape;
         let mut done = Vec::new();
-        if shape.query.is_empty() || self.problem.batch == 0 {
+        let no_result = self.key.kernel == Kernel::Forward && shape.value_dim == 0 && !shape.lse;
+        if shape.query.is_empty() || self.problem.batch == 0 || no_result {
             return Ok(done);
         }
         // In the order of the output: halves are put back last first.
@@ -297,7 +299,12 @@ impl Plan {
         let most = self.gpu.max_workgroups();
         let shape = &self.problem.shape;
         // Visited zeros of autopad too, and scores again for every block of values.
-        let keys = self.problem.geometry.slots().min(self.base.key_end as usize) as f64;
+        let within = |end: u32| self.problem.geometry.slots().min(end as usize) as f64;
+        let keys = match self.key.kernel {
+            Kernel::Forward => within(self.base.key_end),
+            // Twice, and then the zeros that were counted too.
+            Kernel::Weights => within(self.base.key_end) + within(self.base.padded_len),
+        };
         let [_, _, values] = self.workgroups(chunk);
         let products = chunk.rows.len() as f64 * chunk.queries.len() as f64 * keys;
         let features = f64::from(values) * shape.head_dim as f64 + shape.value_dim as f64;
@@ -311,7 +318,8 @@ impl Plan {
     fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
         let geometry = &self.problem.geometry;
         let last = queries.end - 1;
-        let keys = if may_see_nothing(&self.problem) {
+        // What a row that turns out to see nothing may read, whether one is expected or not.
+        let keys = if self.key.features == Features::All {
             let end = geometry.gathered(geometry.window_of(last)).end;
             geometry.gathered(geometry.window_of(queries.start)).start..end
         } else {

@@ -17,6 +17,23 @@ impl Gpu {
     /// The attention weights of a range of queries, before dropout, and the key of each slot, as
     /// [`Engine::weights`](crate::Engine::weights) says: part by part, like [`Gpu::forward`].
     ///
+    /// ```no_run
+    /// use local_attention::gpu::{Gpu, RequestOptions};
+    /// use local_attention::{
+    ///     AttentionShape, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    /// };
+    ///
+    /// let x = HostTensor::new(vec![0.5_f32; 6 * 4], [6, 4])?;
+    /// let inputs = HostInputs::new(x.clone(), x.clone(), x);
+    /// let attention = LocalAttention::new(LocalAttentionConfig::new(2).causal(true))?;
+    /// let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?)?;
+    /// let gpu = Gpu::request_blocking(&RequestOptions::default())?;
+    /// // `[rows, queries, slots]`: one row, one query, two windows of two positions.
+    /// let weights = gpu.weights_blocking(&problem, &inputs, 4..5)?;
+    /// assert_eq!(weights.shape, [1, 1, 4]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Gpu::forward`], and a range outside the problem's queries.
     pub async fn weights<T: GpuElement>(

@@ -1,13 +1,14 @@
 //! What a plan, tensors or a device cannot do is a typed error, and the next call works.
 
 use libtest_mimic::Failed;
+use local_attention::cpu::Cpu;
 use local_attention::gpu::wgpu;
 use local_attention::gpu::{
     BindError, DeviceError, Dtype, ForwardTensors, Gpu, GpuError, Layouts, PlanError,
     RequestOptions, Storage, TensorView, Workspace,
 };
 use local_attention::{
-    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
 use super::buffers::upload;
@@ -99,6 +100,72 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
         bound.encode(&mut pass, &mut workspace, &Call::default()).map_err(fail)?;
     }
     gpu.queue().submit([encoder.finish()]);
+    small_call(gpu).map_err(fail)
+}
+
+/// Results in each other's way, in their own or in an input's buffer; dimensions that do not merge;
+/// logits that leave f32.
+pub fn hard_tensors(gpu: &Gpu) -> Result<(), Failed> {
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    let [wide, k, v, out] = [128, 64, 64, 64].map(|n| upload(gpu, &vec![0.5; n]));
+    let [short, enough] = [8, 16].map(|n| upload(gpu, &vec![0.0; n]));
+    let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [2, 8, 4]);
+    type Change<'a> = Box<dyn Fn(&mut ForwardTensors<'a>) + 'a>;
+    let with_lse = attention.problem(&AttentionShape::new([2], 8, 4).with_lse()).unwrap();
+    let lse_plan = gpu.plan_blocking(&with_lse, &Layouts::any(Storage::F32)).map_err(fail)?;
+    let lse_at = |buffer, offset| {
+        TensorView::contiguous(buffer, Dtype::F32, [2, 8]).with_offset_bytes(offset)
+    };
+    let good_lse = || {
+        ForwardTensors::new(view(&wide), view(&k), view(&v), view(&out))
+            .with_lse(lse_at(&enough, 0))
+    };
+    let lse_rows: Vec<(&str, Change<'_>)> = vec![
+        ("lse ends 64 bytes", Box::new(|t| t.lse = Some(lse_at(&short, 0)))),
+        ("lse overlaps q", Box::new(|t| t.lse = Some(lse_at(&wide, 0)))),
+        ("lse shares a buffer with q", Box::new(|t| t.lse = Some(lse_at(&wide, 256)))),
+        ("out overlaps lse", Box::new(|t| t.lse = Some(lse_at(&out, 192)))),
+        ("out has a stride of 0", Box::new(|t| t.out.strides_elems = vec![0, 4, 1])),
+        ("out has a stride of 3", Box::new(|t| t.out.strides_elems = vec![32, 3, 1])),
+    ];
+    for (says, change) in &lse_rows {
+        let mut tensors = good_lse();
+        change(&mut tensors);
+        match lse_plan.bind_forward_blocking(&tensors, &workspace) {
+            Err(e) if e.to_string().starts_with(says) => {}
+            other => return Err(format!("{other:?}, where '{says}' was expected").into()),
+        }
+    }
+    let five = attention.problem(&AttentionShape::new([2; 5], 4, 1)).unwrap();
+    let plan5 = gpu.plan_blocking(&five, &Layouts::any(Storage::F32)).map_err(fail)?;
+    let own = [(); 2].map(|()| upload(gpu, &[0.5; 512]));
+    let apart = |b| {
+        TensorView::contiguous(b, Dtype::F32, [2, 2, 2, 2, 2, 4, 1])
+            .with_strides_elems([4, 8, 16, 32, 64, 1, 1])
+    };
+    let [x, y] = own.each_ref().map(apart);
+    let error = plan5
+        .bind_forward_blocking(&ForwardTensors::new(x.clone(), x.clone(), x, y), &workspace)
+        .unwrap_err();
+    assert_eq!(error, BindError::Rank { got: 5, max: 4 });
+    // A row whose logits leave f32 sees nothing with a weight; what it then reads is its window.
+    let config = LocalAttentionConfig::new(128).causal(true).dim(2).use_xpos(true);
+    let overflow = LocalAttention::new(config).unwrap();
+    let mut far = vec![0.0_f32; 1024 * 2];
+    far[0] = -1e20;
+    let q = HostTensor::new(vec![1e20_f32, 0.0], [1, 1, 2]).unwrap();
+    let kv = |data: &[f32]| HostTensor::new(data.to_vec(), [1, 1024, 2]).unwrap();
+    let inputs = HostInputs::new(q, kv(&far), kv(&vec![1.0; 2048]));
+    let shape = AttentionShape::new([1], 1024, 2).with_query(0..1);
+    let got = gpu
+        .forward_blocking(&overflow.problem(&shape).unwrap(), &inputs, &Call::default())
+        .map_err(fail)?;
+    let cpu = Cpu::new()
+        .forward(&overflow.problem(&shape).unwrap(), &inputs, &Call::default())
+        .map_err(fail)?;
+    let same = got.out.iter().zip(&cpu.out).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(same, "{:?} and {:?}", got.out, cpu.out);
     small_call(gpu).map_err(fail)
 }
 

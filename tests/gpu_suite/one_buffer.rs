@@ -17,8 +17,8 @@ const H: usize = 3;
 const N: usize = 40;
 const NAMES: [&str; 6] = ["q", "k", "v", "mask", "attn_bias", "lse"];
 
-/// Each tensor apart in turn, none apart, all but `lse` apart; with either type, features in fours
-/// and not, and cut into parts.
+/// Each tensor apart in turn, none apart, all but `lse` apart; with mask and bias and without, with
+/// either type, features in fours and not, and cut into parts.
 pub fn all(gpu: &Gpu) -> Result<(), Failed> {
     let mut few = GpuOptions::default();
     few.max_workgroups = Some(1);
@@ -29,8 +29,14 @@ pub fn all(gpu: &Gpu) -> Result<(), Failed> {
                 .into_iter()
                 .chain([vec![], vec!["q", "k", "v", "mask", "attn_bias"]])
             {
-                one(&gpu, d, &apart, |x| x, |x: f32| x.to_le_bytes().to_vec())?;
-                one(&gpu, d, &apart, f16::from_f32, |x: f16| x.to_le_bytes().to_vec())?;
+                for bare in [false, true] {
+                    // Kernels without mask and bias differ in nothing else.
+                    if bare && !matches!(apart[..], [] | ["k"]) {
+                        continue;
+                    }
+                    one(&gpu, d, bare, &apart, |x| x, |x: f32| x.to_le_bytes().to_vec())?;
+                    one(&gpu, d, bare, &apart, f16::from_f32, |x: f16| x.to_le_bytes().to_vec())?;
+                }
             }
         }
     }
@@ -40,6 +46,7 @@ pub fn all(gpu: &Gpu) -> Result<(), Failed> {
 fn one<T: GpuElement>(
     gpu: &Gpu,
     d: usize,
+    bare: bool,
     apart: &[&str],
     from: impl Fn(f32) -> T,
     bytes: impl Fn(T) -> Vec<u8>,
@@ -57,7 +64,10 @@ fn one<T: GpuElement>(
     let bits: Vec<bool> = (0..N).map(|i| i % 5 != 2).collect();
     let mask = HostTensor::new(bits.clone(), [1, N]).map_err(fail)?;
     let [q, k, v] = qkv.clone();
-    let inputs = HostInputs::new(q, k, v).with_mask(mask).with_attn_bias(bias.clone());
+    let mut inputs = HostInputs::new(q, k, v);
+    if !bare {
+        inputs = inputs.with_mask(mask).with_attn_bias(bias.clone());
+    }
     let shape = AttentionShape::from_inputs(&inputs).map_err(fail)?.with_lse();
     let problem = attention.problem(&shape).map_err(fail)?;
     let expected = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
@@ -78,10 +88,15 @@ fn one<T: GpuElement>(
     for (name, t) in ["q", "k", "v"].into_iter().zip(&qkv).chain([("attn_bias", &bias)]) {
         place(name, t.iter().flat_map(&bytes).collect());
     }
-    place("mask", bits.iter().map(|&b| u8::from(b)).collect());
     place("lse", vec![0xff; H * N * 4]);
     let element = T::STORAGE.bytes() as usize;
     place("out", vec![0xff; H * N * d * element]);
+    place("mask", bits.iter().map(|&b| u8::from(b)).collect());
+    // The buffer ends with its last tensor, wherever a vector would.
+    let (name, last) = at[at.len() - 1];
+    if name == "mask" && last > 0 {
+        pool.truncate(last as usize + N);
+    }
     let before = pool.clone();
     let pool = upload_bytes(gpu, &pool);
 
@@ -93,17 +108,21 @@ fn one<T: GpuElement>(
     let dtype = Dtype::from(T::STORAGE);
     let [q, k, v, out] = ["q", "k", "v", "out"].map(|name| view(name, dtype, &[H, N, d]));
     let lse = view("lse", Dtype::F32, &[H, N]);
-    let tensors = ForwardTensors::new(q, k, v, out.clone())
-        .with_mask(view("mask", Dtype::U8, &[1, N]))
-        .with_attn_bias(view("attn_bias", dtype, &[1, 8, 16]))
-        .with_lse(lse.clone());
+    let mut tensors = ForwardTensors::new(q, k, v, out.clone()).with_lse(lse.clone());
+    if !bare {
+        tensors = tensors.with_mask(view("mask", Dtype::U8, &[1, N])).with_attn_bias(view(
+            "attn_bias",
+            dtype,
+            &[1, 8, 16],
+        ));
+    }
     let plan =
         gpu.plan_blocking(&problem, &Layouts::contiguous(T::STORAGE, &problem)).map_err(fail)?;
     let mut workspace = Workspace::new_blocking(gpu, 64).map_err(fail)?;
     let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
     super::submit(gpu, |pass| bound.encode(pass, &mut workspace, &Call::default()).unwrap());
 
-    let case = format!("d {d}, {:?}, apart {apart:?}", T::STORAGE);
+    let case = format!("d {d}, {:?}, apart {apart:?}, bare {bare}", T::STORAGE);
     let part = |t: &TensorView<'_>, len: usize| {
         read_bytes(gpu, t.buffer)[t.offset_bytes as usize..][..len].to_vec()
     };

@@ -31,7 +31,7 @@ impl Storage {
 pub enum Kernel {
     /// The forward pass.
     Forward,
-    /// Attention weights, from the `lse` of a forward pass.
+    /// Attention weights.
     Weights,
 }
 
@@ -100,11 +100,11 @@ impl Arena {
         Self::SLOTS.iter().position(|s| *s == slot).is_some_and(|i| self.0 >> i & 1 == 1)
     }
 
-    /// One tensor, all but `lse`, and all: `lse` alone decides how the others are read.
+    /// One tensor, those with features, and all: the others decide how those are read.
     fn kinds() -> impl Iterator<Item = Self> {
         let all = (1 << Self::SLOTS.len()) - 1;
         let single = (0..Self::SLOTS.len()).map(|i| 1 << i);
-        single.chain([all >> 1, all]).map(Self)
+        single.chain([0b111, all]).map(Self)
     }
 }
 
@@ -180,7 +180,7 @@ impl PipelineKey {
 
     /// Queries of a thread: with more features fewer, so that registers hold the output.
     pub(crate) fn thread_queries(&self) -> u32 {
-        4 / self.chunks
+        4 / self.chunks.clamp(1, 4)
     }
 
     /// Keys of a thread.
@@ -195,9 +195,10 @@ impl PipelineKey {
 
     /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
     pub fn workgroup_bytes(&self) -> u32 {
-        let quads = self.queries() * (16 * self.chunks + 1) + self.keys * 17;
-        let floats = self.queries() * (self.keys + 1) + self.queries() * GROUPS;
-        16 * quads + 4 * floats
+        let (queries, keys) = (u64::from(self.queries()), u64::from(self.keys));
+        let quads = queries * (16 * u64::from(self.chunks) + 1) + keys * 17;
+        let floats = queries * (keys + 1) + queries * u64::from(GROUPS);
+        u32::try_from(16 * quads + 4 * floats).unwrap_or(u32::MAX)
     }
 }
 

@@ -86,8 +86,13 @@ impl Memory {
             Slot::Tables => Self { name, floats: true, width: 4 },
             Slot::Out if key.kernel == Kernel::Weights => single(true),
             Slot::Bias => single(key.storage == Storage::F32),
-            // Threads that write neighbouring words must not write one vector.
-            Slot::Out if key.arena.holds(Slot::Lse) => single(false),
+            // Threads that write neighbouring words must not write one vector; and single words may
+            // end before a whole vector does.
+            Slot::Out
+                if [Slot::Lse, Slot::Bias, Slot::Mask].iter().any(|s| key.arena.holds(*s)) =>
+            {
+                single(false)
+            }
             _ => {
                 // Two f16 in a word: no feature of the device is needed. Bits in a shared buffer:
                 // not all of it are floats.
