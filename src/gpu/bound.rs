@@ -7,6 +7,7 @@ use super::layout::{LaidTensors, check_fit};
 use super::params::{self, Params};
 use super::plan::{Chunk, Pipelines, Plan};
 use super::tensor::ForwardTensors;
+use super::uniforms;
 use super::workspace::{self, Workspace};
 use crate::{Call, Dropout};
 
@@ -119,10 +120,7 @@ impl Plan {
         }
         if laid.repeats_bias() {
             params.flags &= !params::BIAS_VARIES;
-            // Nothing tells the zeros of autopad apart: they are counted.
-            if self.problem.shape.mask.is_none() {
-                params.key_end = params.key_len;
-            }
+            params.key_end = uniforms::key_end(&self.problem, false);
         }
         let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
         // What is written is never what is read elsewhere.

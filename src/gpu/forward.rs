@@ -2,11 +2,9 @@
 
 use super::device::Gpu;
 use super::error::GpuError;
-use super::host::{GpuElement, Outcome, Piece, padded};
-use super::layout::check_fit;
-use super::plan::{Chunk, Layouts};
+use super::host::{GpuElement, Outcome, padded};
+use super::plan::Layouts;
 use super::tensor::Dtype;
-use super::workspace::Workspace;
 use crate::engine::zeros;
 use crate::{Call, Forward, HostInputs, Problem};
 
@@ -34,19 +32,10 @@ impl Gpu {
             // Rows are padded to whole vec4s on the way.
             let layouts = Layouts { storage: T::STORAGE, vec4: true };
             let plan = self.plan(problem, &layouts).await?;
-            let mut workspace = Workspace::new(self, 1).await?;
-            let (limit, width) = (self.max_binding_bytes(), padded(dv));
+            let (width, size) = (padded(dv), T::STORAGE.bytes() as usize);
             let outcome = Outcome { elements: width, dtype: Dtype::from(T::STORAGE) };
-            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(inputs, chunk, outcome), limit);
-            for chunk in plan.chunks(&fits)? {
-                let piece = Piece::new(&plan, inputs, shape.query.start, &chunk, outcome).await?;
-                let (part, part_lse) = piece
-                    .run(&mut workspace, |bound, pass, workspace| {
-                        bound.encode(pass, workspace, call)
-                    })
-                    .await?;
+            plan.each_part(inputs, shape.query.start, outcome, call, |chunk, part, part_lse| {
                 let n = chunk.queries.len();
-                let size = T::STORAGE.bytes() as usize;
                 for (i, row) in chunk.rows.clone().enumerate() {
                     let at = row * queries + chunk.queries.start - shape.query.start;
                     let from = part[i * n * width * size..].chunks_exact(width * size);
@@ -58,7 +47,8 @@ impl Gpu {
                         lse[at..][..n].copy_from_slice(&part_lse[i * n..][..n]);
                     }
                 }
-            }
+            })
+            .await?;
         }
         Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })
     }

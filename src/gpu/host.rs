@@ -5,14 +5,14 @@ use std::ops::Range;
 use half::f16;
 
 use super::Storage;
-use super::bound::Bound;
 use super::device::{Gpu, checked};
 use super::error::{BindError, DeviceError, GpuError};
+use super::layout::check_fit;
 use super::plan::{Chunk, Plan};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use super::workspace::Workspace;
 use crate::engine::reserve;
-use crate::{BiasShape, Element, HostInputs, HostTensor, RunError};
+use crate::{BiasShape, Call, Element, HostInputs, HostTensor, RunError};
 
 mod sealed {
     pub trait Sealed {}
@@ -58,8 +58,29 @@ pub(super) struct Outcome {
 }
 
 impl Plan {
+    /// Computes a call part by part: `take` gets each part, the bytes of its outcome, and its `lse`.
+    /// `first_query` is that of the queries in `inputs`.
+    pub(super) async fn each_part<T: GpuElement>(
+        &self,
+        inputs: &HostInputs<'_, T>,
+        first_query: usize,
+        outcome: Outcome,
+        call: &Call,
+        mut take: impl FnMut(&Chunk, &[u8], &[f32]),
+    ) -> Result<(), GpuError> {
+        let mut workspace = Workspace::new(&self.gpu, 1).await?;
+        let limit = self.gpu.max_binding_bytes();
+        let fits = |chunk: &Chunk| check_fit(self.part_bytes(inputs, chunk, outcome), limit);
+        for chunk in self.chunks(&fits)? {
+            let piece = Piece::new(self, inputs, first_query, &chunk, outcome).await?;
+            let (data, lse) = piece.run(call, &mut workspace).await?;
+            take(&chunk, &data, &lse);
+        }
+        Ok(())
+    }
+
     /// Bytes of a part's tensors, by name.
-    pub(super) fn part_bytes<T: GpuElement>(
+    fn part_bytes<T: GpuElement>(
         &self,
         inputs: &HostInputs<'_, T>,
         chunk: &Chunk,
@@ -97,8 +118,7 @@ impl Plan {
 }
 
 /// The tensors of a part, in buffers of their own.
-pub(super) struct Piece<'a> {
-    gpu: &'a Gpu,
+struct Piece<'a> {
     plan: &'a Plan,
     chunk: &'a Chunk,
     outcome: Outcome,
@@ -116,7 +136,7 @@ pub(super) struct Piece<'a> {
 
 impl<'a> Piece<'a> {
     /// Uploads what a part reads. `first_query` is that of the queries in `inputs`.
-    pub(super) async fn new<T: GpuElement>(
+    async fn new<T: GpuElement>(
         plan: &'a Plan,
         inputs: &HostInputs<'_, T>,
         first_query: usize,
@@ -183,7 +203,6 @@ impl<'a> Piece<'a> {
             let lse = shape.lse.then(|| make("lse", lse_bytes, down));
             let read = out.size() + lse.as_ref().map_or(0, wgpu::Buffer::size);
             Self {
-                gpu,
                 plan,
                 chunk,
                 outcome,
@@ -234,34 +253,35 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Binds, records with `record`, submits and reads back: the bytes of the outcome, and `lse`.
-    pub(super) async fn run(
+    /// Binds, records, submits and reads back: the bytes of the outcome, and `lse`.
+    async fn run(
         &self,
+        call: &Call,
         workspace: &mut Workspace,
-        record: impl FnOnce(&Bound, &mut wgpu::ComputePass<'_>, &mut Workspace) -> Result<(), BindError>,
     ) -> Result<(Vec<u8>, Vec<f32>), GpuError> {
         let bound = self.plan.bind_piece(&self.tensors(), self.chunk, workspace).await?;
         workspace.recall();
-        let device = self.gpu.device();
-        checked(self.gpu.both(), "a call", || {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("local-attention"),
-            });
-            record(
-                &bound,
+        let gpu = &self.plan.gpu;
+        checked(gpu.both(), "a call", || {
+            let mut encoder =
+                gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                    label: Some("local-attention"),
+                });
+            bound.encode(
                 &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
                 workspace,
+                call,
             )?;
             let size = self.out.size();
             encoder.copy_buffer_to_buffer(&self.out, 0, &self.back, 0, Some(size));
             if let Some(lse) = &self.lse {
                 encoder.copy_buffer_to_buffer(lse, 0, &self.back, size, Some(lse.size()));
             }
-            self.gpu.queue().submit([encoder.finish()]);
+            gpu.queue().submit([encoder.finish()]);
             Ok::<_, BindError>(())
         })
         .await??;
-        let mut data = self.gpu.read_back(&self.back).await?;
+        let mut data = gpu.read_back(&self.back).await?;
         let lse = data.split_off(self.out.size() as usize);
         let results = self.chunk.rows.len() * self.chunk.queries.len();
         data.truncate(results * self.outcome.elements * self.outcome.dtype.bytes() as usize);

@@ -18,6 +18,7 @@ mod params;
 mod plan;
 mod shader;
 mod tensor;
+mod uniforms;
 mod weights;
 mod workspace;
 

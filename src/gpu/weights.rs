@@ -4,12 +4,10 @@ use std::ops::Range;
 
 use super::device::Gpu;
 use super::error::GpuError;
-use super::host::{GpuElement, Outcome, Piece};
-use super::layout::check_fit;
-use super::plan::{Chunk, Layouts};
+use super::host::{GpuElement, Outcome};
+use super::plan::Layouts;
 use super::shader::Kernel;
 use super::tensor::Dtype;
-use super::workspace::Workspace;
 use crate::engine::zeros;
 use crate::{Call, HostInputs, Problem, Weights};
 
@@ -54,24 +52,16 @@ impl Gpu {
             (problem.shape.value_dim, problem.shape.lse, problem.dropout) = (0, false, 0.0);
             let layouts = Layouts { storage: T::STORAGE, vec4: true };
             let plan = self.plan_kernel(Kernel::Weights, &problem, &layouts).await?;
-            let mut workspace = Workspace::new(self, 1).await?;
-            let limit = self.max_binding_bytes();
             let outcome = Outcome { elements: slots, dtype: Dtype::F32 };
-            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(inputs, chunk, outcome), limit);
-            for chunk in plan.chunks(&fits)? {
-                let piece = Piece::new(&plan, inputs, first_query, &chunk, outcome).await?;
-                let (part, _) = piece
-                    .run(&mut workspace, |bound, pass, workspace| {
-                        bound.encode(pass, workspace, &Call::default())
-                    })
-                    .await?;
+            plan.each_part(inputs, first_query, outcome, &Call::default(), |chunk, part, _| {
                 let n = chunk.queries.len() * slots;
                 for (i, row) in chunk.rows.clone().enumerate() {
                     let at = (row * queries.len() + chunk.queries.start - queries.start) * slots;
                     let numbers = part[i * n * 4..].chunks_exact(4).map(f32::take);
                     weights[at..][..n].iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
                 }
-            }
+            })
+            .await?;
         }
         Ok(Weights { weights, shape, keys: problem.slot_positions(queries)? })
     }
