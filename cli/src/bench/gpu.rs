@@ -22,10 +22,10 @@ pub struct Resident {
 impl Resident {
     pub fn new(gpu: &Gpu, problem: &Problem, tensors: &Tensors) -> Result<Self, BadInput> {
         match tensors {
-            Tensors::F32(x) => {
+            Tensors::F32(x, _) => {
                 Self::of(gpu, problem, x, Storage::F32, |x| x.to_le_bytes().to_vec())
             }
-            Tensors::F16(x) => {
+            Tensors::F16(x, _) => {
                 Self::of(gpu, problem, x, Storage::F16, |x: f16| x.to_le_bytes().to_vec())
             }
         }
