@@ -45,7 +45,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let rows = block.queries.len();
         inputs.pack_queries::<MR>(scratch);
         for r in 0..rows {
-            scratch.state[r] = inputs.zero_keys(inputs.query(r));
+            scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);
@@ -61,11 +61,11 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                 for r in group.clone() {
                     let columns = &tiles[(r - group.start) / MR];
                     let at = (r - group.start) * LOGITS_ROW;
-                    let panels = whole_panels::<S>(columns);
-                    let row = &mut scratch.logits[at..][panels.clone()];
+                    let vectors = whole_vectors::<S>(columns);
+                    let row = &mut scratch.logits[at..][vectors.clone()];
                     let earlier = softmax_step::<S>(row, &mut scratch.state[r]);
                     if let Some(keep) = &job.keep {
-                        let start = first + panels.start;
+                        let start = first + vectors.start;
                         let t = inputs.query(r);
                         inputs.drop_weights(keep, t, &scratch.visible[r], start, row);
                     }
@@ -103,17 +103,16 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
     }
 }
 
-/// Whole panels of keys around some columns.
-pub(super) fn whole_panels<S: Simd>(columns: &Columns) -> Columns {
-    let panel = 2 * S::LANES;
+/// Whole vectors of keys around some columns.
+pub(super) fn whole_vectors<S: Simd>(columns: &Columns) -> Columns {
     if columns.is_empty() {
         return 0..0;
     }
-    columns.start / panel * panel..columns.end.next_multiple_of(panel)
+    columns.start / S::LANES * S::LANES..columns.end.next_multiple_of(S::LANES)
 }
 
 /// Logits of a group of queries for one block of keys, in powers of 2: scores, bias, the self
-/// rule, and minus infinity wherever a key is hidden. Each row is filled over the whole panels
+/// rule, and minus infinity wherever a key is hidden. Each row is filled over the whole vectors
 /// around its tile's columns. Tiles outside what their queries see are left out, and those inside
 /// have nothing hidden.
 #[inline(always)]
@@ -124,7 +123,6 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     first: usize,
     present: &Range<usize>,
 ) -> [Columns; TILES] {
-    let panel = 2 * S::LANES;
     let depth = inputs.head_dim();
     let tiles: [Columns; TILES] = std::array::from_fn(|i| {
         let start = group.start + i * MR;
@@ -137,28 +135,38 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
         let high = scratch.visible[end - 1].end.min(present.end);
         if low < high { low - first..high - first } else { 0..0 }
     });
-    let seen = tiles.iter().filter(|c| !c.is_empty());
-    let low = seen.clone().map(|c| c.start / panel).min().unwrap_or(0);
-    let high = seen.map(|c| c.end.div_ceil(panel)).max().unwrap_or(0);
-    for p in low..high {
+    // Each tile's pairs of vectors, in turn: tiles that see the same keys find them in the cache.
+    let widest = tiles.iter().map(|columns| whole_vectors::<S>(columns).len()).max().unwrap_or(0);
+    for step in (0..widest).step_by(2 * S::LANES) {
         for (i, columns) in tiles.iter().enumerate() {
-            if !whole_panels::<S>(columns).contains(&(p * panel)) {
+            let vectors = whole_vectors::<S>(columns);
+            let start = vectors.start + step;
+            if start >= vectors.end {
                 continue;
             }
+            let two = vectors.end - start > S::LANES;
             let a = scratch.q[(group.start + i * MR) * depth..][..MR * depth].as_ptr();
-            let b = scratch.k[p * panel * depth..][..panel * depth].as_ptr();
-            let c = &mut scratch.logits[i * MR * LOGITS_ROW + p * panel..];
-            assert!(c.len() >= (MR - 1) * LOGITS_ROW + panel);
+            let width = if two { 2 * S::LANES } else { S::LANES };
+            let b = scratch.k[start * depth..][..width * depth].as_ptr();
+            let c = &mut scratch.logits[i * MR * LOGITS_ROW + start..];
+            assert!(c.len() >= (MR - 1) * LOGITS_ROW + width);
             let a = Lhs { at: a, row: depth, step: 1 };
-            let b = Rhs { at: b, row: panel };
-            // SAFETY: a tile of queries is `MR` rows of `depth` floats, a panel of keys
-            // `depth` times two vectors, and the assertion bounds the logits.
-            unsafe { tile::<S, MR, 2, false>(depth, a, b, c.as_mut_ptr(), LOGITS_ROW) };
+            let b = Rhs { at: b, row: S::LANES, vector: S::LANES * depth };
+            let c = c.as_mut_ptr();
+            // SAFETY: a tile of queries is `MR` rows of `depth` floats, a vector of keys `depth`
+            // vectors, and the assertion bounds the logits.
+            unsafe {
+                if two {
+                    tile::<S, MR, 2, false>(depth, a, b, c, LOGITS_ROW);
+                } else {
+                    tile::<S, MR, 1, false>(depth, a, b, c, LOGITS_ROW);
+                }
+            }
         }
     }
     for (i, columns) in tiles.iter().enumerate().filter(|(_, c)| !c.is_empty()) {
-        let panels = whole_panels::<S>(columns);
-        let keys = first + panels.start..first + panels.end;
+        let vectors = whole_vectors::<S>(columns);
+        let keys = first + vectors.start..first + vectors.end;
         let start = group.start + i * MR;
         let end = group.end.min(start + MR);
         // Of keys past the last real one, which may be visible, there are no scores.
@@ -171,10 +179,10 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
             continue;
         }
         for r in start..end {
-            let row = &mut scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
+            let row = &mut scratch.logits[(r - group.start) * LOGITS_ROW..][vectors.clone()];
             let visible = &scratch.visible[r];
             let visible = visible.start.max(present.start)..visible.end.min(present.end);
-            inputs.hide(r, row, keys.start, &visible, &scratch.key_mask[panels.clone()]);
+            inputs.hide(r, row, keys.start, &visible, &scratch.key_mask[vectors.clone()]);
         }
     }
     tiles
@@ -203,7 +211,7 @@ fn add_values<S: Simd, const MR: usize>(
             // SAFETY: `values` holds `depth` and `out` `MR` rows of `stride` floats, a whole number
             // of vectors, of which those from `e` on are used; the assertion bounds the weights.
             unsafe {
-                let b = Rhs { at: values.as_ptr().add(e), row: stride };
+                let b = Rhs { at: values.as_ptr().add(e), row: stride, vector: S::LANES };
                 let c = out.as_mut_ptr().add(e);
                 if e + 2 * S::LANES <= stride {
                     tile::<S, MR, 2, true>(depth, a, b, c, stride);

@@ -12,11 +12,12 @@ pub(super) struct Lhs {
     pub(super) step: usize,
 }
 
-/// A matrix of whole vectors: row `i` starts at `i * row`.
+/// A matrix of whole vectors: vector `j` of row `i` starts at `i * row + j * vector`.
 #[derive(Clone, Copy)]
 pub(super) struct Rhs {
     pub(super) at: *const f32,
     pub(super) row: usize,
+    pub(super) vector: usize,
 }
 
 /// `c (+)= a b` for `MR` rows and `NV` vectors of columns, over `depth` products each.
@@ -45,7 +46,7 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const ADD: 
         for p in 0..depth {
             let mut columns = [S::splat(0.0); NV];
             for (j, column) in columns.iter_mut().enumerate() {
-                *column = S::load(b.at.add(p * b.row + j * S::LANES));
+                *column = S::load(b.at.add(p * b.row + j * b.vector));
             }
             for (i, row) in sums.iter_mut().enumerate() {
                 let x = S::splat(*a.at.add(i * a.row + p * a.step));
@@ -120,7 +121,9 @@ pub(super) fn softmax_step<S: Simd>(logits: &mut [f32], state: &mut RowState) ->
             S::store(at, weight);
             sum = S::add(sum, weight);
         }
-        let earlier = if max == state.max { 1.0 } else { (state.max - base).exp2() };
+        // Before the first key with a weight there is nothing to scale, nor to call exp2 for.
+        let same = max == state.max || state.max == f32::NEG_INFINITY;
+        let earlier = if same { 1.0 } else { (state.max - base).exp2() };
         state.sum = state.sum * earlier + S::sum(sum);
         state.max = max;
         earlier

@@ -78,7 +78,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         scratch.q[rows * d..rows.next_multiple_of(MR) * d].fill(0.0);
     }
 
-    /// The keys of `present`, part of the block of keys from `first` on, as `[panel][feature][key]`,
+    /// The keys of `present`, part of the block of keys from `first` on, as `[vector][feature][key]`,
     /// and which of them the mask hides; those are packed as 0, and so is what is not present.
     #[inline(always)]
     pub(super) fn pack_keys<S: Simd>(
@@ -88,9 +88,8 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         present: Range<usize>,
     ) {
         let d = self.head_dim();
-        let panel = 2 * S::LANES;
-        let start = (present.start - first) / panel * panel;
-        let end = (present.end - first).next_multiple_of(panel);
+        let start = (present.start - first) / S::LANES * S::LANES;
+        let end = (present.end - first).next_multiple_of(S::LANES);
         for column in (start..end).step_by(S::LANES) {
             for i in 0..S::LANES {
                 let u = first + column + i;
@@ -104,21 +103,19 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
                 }
             }
             let keys = &scratch.features[..S::LANES * d];
-            let packed = &mut scratch.k[column / panel * panel * d..][..panel * d];
-            let lane = column % panel;
+            let packed = &mut scratch.k[column * d..][..S::LANES * d];
             let whole = d / S::LANES * S::LANES;
             for c in (0..whole).step_by(S::LANES) {
                 // SAFETY: `keys` has `LANES` rows of `d`, of which `LANES` floats from `c` on are
-                // read; `packed` has `d` rows of `panel`, of which `LANES` from `c` on are written,
-                // in one of the two halves of a row.
+                // read; `packed` has `d` rows of `LANES`, of which `LANES` from `c` on are written.
                 unsafe {
-                    let to = packed.as_mut_ptr().add(c * panel + lane);
-                    S::transpose(keys.as_ptr().add(c), d, to, panel);
+                    let to = packed.as_mut_ptr().add(c * S::LANES);
+                    S::transpose(keys.as_ptr().add(c), d, to, S::LANES);
                 }
             }
             for c in whole..d {
                 for i in 0..S::LANES {
-                    packed[c * panel + lane + i] = keys[i * d + c];
+                    packed[c * S::LANES + i] = keys[i * d + c];
                 }
             }
         }

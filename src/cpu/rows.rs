@@ -98,12 +98,12 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
 
     /// The softmax of a row before any real key: the zeros of autopad that the query sees. They
     /// have value 0 and differ by bias and mask alone, so they are counted where they can be.
-    pub(super) fn zero_keys(&self, t: usize) -> RowState {
+    /// `visible` is what the query sees.
+    pub(super) fn zero_keys(&self, t: usize, visible: &Range<usize>) -> RowState {
         let mut state = RowState::EMPTY;
         match &self.mask {
             Some(mask) if !self.bias_varies() => {
                 // One logit for all that the mask lets through: only their number matters.
-                let visible = self.problem().geometry.visible_range(t);
                 let zeros =
                     visible.start.max(self.problem().shape.key_len)..visible.end.min(mask.len);
                 let own = self.problem().shared_qk && zeros.contains(&t) && mask.lets(t);
@@ -116,14 +116,22 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
                     state.push(self.bias_of(t, start), count as f32);
                 }
             }
-            _ => self.each_zero_key(t, |logit, keys| state.push(logit, keys.len() as f32)),
+            _ => {
+                self.each_zero_key(t, visible, |logit, keys| state.push(logit, keys.len() as f32));
+            }
         }
         state
     }
 
-    /// Calls `each(logit, keys)` for runs of autopad's zeros that a query sees alike.
-    pub(super) fn each_zero_key(&self, t: usize, mut each: impl FnMut(f32, Range<usize>)) {
-        let visible = self.problem().geometry.visible_range(t);
+    /// Calls `each(logit, keys)` for runs of autopad's zeros that a query sees alike, of the keys
+    /// visible to it.
+    #[inline]
+    pub(super) fn each_zero_key(
+        &self,
+        t: usize,
+        visible: &Range<usize>,
+        mut each: impl FnMut(f32, Range<usize>),
+    ) {
         let mut u = visible.start.max(self.problem().shape.key_len);
         while u < visible.end {
             let own = self.problem().shared_qk && u == t;

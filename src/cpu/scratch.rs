@@ -16,7 +16,7 @@ pub(super) struct Scratch {
     pub(super) q: Vec<f32>,
     /// The keys each query sees.
     pub(super) visible: Vec<Range<usize>>,
-    /// Keys, `[panel][feature][key of the panel]`.
+    /// Keys, `[vector][feature][key of the vector]`.
     pub(super) k: Vec<f32>,
     /// Values, `[key][feature]`, features padded to whole vectors.
     pub(super) v: Vec<f32>,

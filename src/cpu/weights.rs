@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Cpu;
 use super::block::{Block, Blocks, Job, Parts};
-use super::forward::{KEYS, LOGITS_ROW, TILES, logits, whole_panels};
+use super::forward::{KEYS, LOGITS_ROW, TILES, logits, whole_vectors};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
@@ -68,16 +68,16 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
                 let group = group..rows.min(group + TILES * MR);
                 let tiles = logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
                 for r in group.clone() {
-                    let panels = whole_panels::<S>(&tiles[(r - group.start) / MR]);
+                    let vectors = whole_vectors::<S>(&tiles[(r - group.start) / MR]);
                     let t = inputs.query(r);
-                    let row = &scratch.logits[(r - group.start) * LOGITS_ROW..][panels.clone()];
+                    let row = &scratch.logits[(r - group.start) * LOGITS_ROW..][vectors.clone()];
                     let to = &mut weights[r * slots..][..slots];
                     let visible = &scratch.visible[r];
-                    let start = visible.start.max(first + panels.start);
-                    let end = visible.end.min(first + panels.end);
+                    let start = visible.start.max(first + vectors.start);
+                    let end = visible.end.min(first + vectors.end);
                     if start < end {
                         let slot = geometry.slot_of(geometry.window_of(t), start);
-                        let from = &row[start - first - panels.start..][..end - start];
+                        let from = &row[start - first - vectors.start..][..end - start];
                         to[slot..][..end - start].copy_from_slice(from);
                     }
                 }
@@ -86,7 +86,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
         }
         for (r, row) in weights.chunks_exact_mut(slots).enumerate() {
             let t = inputs.query(r);
-            inputs.each_zero_key(t, |logit, keys| {
+            inputs.each_zero_key(t, &scratch.visible[r], |logit, keys| {
                 let window = geometry.window_of(t);
                 row[geometry.slot_of(window, keys.start)..][..keys.len()].fill(logit);
             });
