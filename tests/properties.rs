@@ -1,7 +1,8 @@
 //! The CPU engine against the f64 oracle, on random cases: output, lse and attention weights within
 //! the error budget, with every instruction set of the machine. What the cases covered is asserted.
 //!
-//! `LOCAL_ATTENTION_CASES` sets their number (default 1,000), `LOCAL_ATTENTION_SEED` their seed.
+//! `LOCAL_ATTENTION_CASES` sets their number (default 1,000), `LOCAL_ATTENTION_SEED` their seed;
+//! `LOCAL_ATTENTION_ISA` names an instruction set that the machine has to have.
 
 mod common;
 
@@ -14,6 +15,7 @@ use local_attention::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rayon::prelude::*;
 
 /// `lse` of a row that sees nothing.
 const DEGENERATE: f32 = -f32::MAX;
@@ -28,30 +30,31 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |v| v.parse().expect(name))
 }
 
+/// Every instruction set of the machine.
+fn instruction_sets() -> Vec<Isa> {
+    let found = Isa::available();
+    if let Ok(name) = std::env::var("LOCAL_ATTENTION_ISA") {
+        assert!(found.iter().any(|isa| isa.name() == name), "no {name} in {found:?}");
+    }
+    found
+}
+
 #[test]
 fn cpu_matches_the_oracle() {
     const CHUNKS: u64 = 8;
     let cases = setting("LOCAL_ATTENTION_CASES", 1000);
     let seed = setting("LOCAL_ATTENTION_SEED", 0);
-    let next = std::sync::atomic::AtomicU64::new(0);
-    let mut coverage = Coverage::default();
-    std::thread::scope(|scope| {
-        let work = || {
+    let coverage = (0..CHUNKS)
+        .into_par_iter()
+        .map(|chunk| {
             let mut coverage = Coverage::default();
-            loop {
-                let chunk = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if chunk >= CHUNKS {
-                    return coverage;
-                }
-                check_chunk(seed * CHUNKS + chunk, cases.div_ceil(CHUNKS), &mut coverage);
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for handle in handles {
-            coverage.merge(handle.join().unwrap());
-        }
-    });
+            check_chunk(seed * CHUNKS + chunk, cases.div_ceil(CHUNKS), &mut coverage);
+            coverage
+        })
+        .reduce(Coverage::default, |mut all, part| {
+            all.merge(part);
+            all
+        });
     if cases >= 1000 {
         assert_eq!(coverage.missing(10), [], "covered fewer than 10 times");
     }
@@ -126,7 +129,7 @@ where
     let plain_weights = plain.weights(&problem, &narrow, some.clone()).unwrap();
     let weights_allowed = 2.0 * worst(&plain_weights.weights, &true_weights.weights) + roundings;
 
-    for isa in Isa::available() {
+    for isa in instruction_sets() {
         let off = |what: &str, error: f64, allowed: f64| {
             Err(format!("{isa}: {what} is off by {error:e}, allowed {allowed:e}"))
         };
@@ -213,10 +216,13 @@ where
 /// The same bits whatever the number of threads, and however queries are cut into calls.
 #[test]
 fn cpu_is_deterministic() {
-    let pools: Vec<_> = [1, 2, 3].into_iter().map(|n| Cpu::with_threads(n).unwrap()).collect();
+    // WebAssembly has one thread, which the global pool falls back to.
+    let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3] };
+    let pools = threads.iter().map(|&n| Cpu::with_threads(n).unwrap());
+    let pools: Vec<_> = pools.chain([Cpu::new()]).collect();
     for seed in 0..60 {
         let case = Case::decode(&list(1_000_000 + seed));
-        for isa in Isa::available() {
+        for isa in instruction_sets() {
             let engines: Vec<_> = pools.iter().map(|e| e.clone().with_isa(isa).unwrap()).collect();
             deterministic(&engines, &case, |case| case.inputs(), seed);
             deterministic(&engines, &case, |case| case.half(), seed);

@@ -52,17 +52,27 @@ const MAX_THREADS: usize = 1024;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Cpu {
-    pool: Option<Arc<rayon::ThreadPool>>,
+    threads: Threads,
     isa: Available,
+}
+
+/// Who computes.
+#[derive(Debug, Clone)]
+enum Threads {
+    /// rayon's global pool.
+    Global,
+    Pool(Arc<rayon::ThreadPool>),
+    /// The thread that calls.
+    Caller,
 }
 
 impl Cpu {
     /// On rayon's global thread pool.
     pub fn new() -> Self {
-        Self { pool: None, isa: Available::best() }
+        Self { threads: Threads::Global, isa: Available::best() }
     }
 
-    /// On a thread pool of its own.
+    /// On a thread pool of its own; with one thread, on the thread that calls.
     ///
     /// # Errors
     /// [`RunError::Threads`] for 0 or more than 1024, or where the system starts no more threads.
@@ -70,6 +80,9 @@ impl Cpu {
         let fail = |reason: String| RunError::Threads { threads, reason };
         if !(1..=MAX_THREADS).contains(&threads) {
             return Err(fail(format!("1 to {MAX_THREADS} are allowed")));
+        }
+        if threads == 1 {
+            return Ok(Self { threads: Threads::Caller, ..Self::new() });
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -80,7 +93,7 @@ impl Cpu {
 
     /// On the caller's thread pool.
     pub fn with_pool(pool: Arc<rayon::ThreadPool>) -> Self {
-        Self { pool: Some(pool), ..Self::new() }
+        Self { threads: Threads::Pool(pool), ..Self::new() }
     }
 
     /// The same engine with another instruction set, to compare or to reproduce results.
@@ -94,7 +107,11 @@ impl Cpu {
 
     /// Threads it computes on.
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+        match &self.threads {
+            Threads::Global => rayon::current_num_threads(),
+            Threads::Pool(pool) => pool.current_num_threads(),
+            Threads::Caller => 1,
+        }
     }
 
     /// The instruction set it uses.
@@ -112,13 +129,14 @@ impl Cpu {
         let shape = &problem.shape;
         let keys = problem.geometry.slots().min(shape.key_len) as u128;
         let products = saturating_product(&[problem.batch, shape.query.len()]) * keys;
-        if products.saturating_mul((shape.head_dim as u128) + (shape.value_dim as u128)) < SMALL {
-            return (0..tasks).try_for_each(work);
-        }
-        let tasks = (0..tasks).into_par_iter();
-        match &self.pool {
-            Some(pool) => pool.install(|| tasks.try_for_each(work)),
-            None => tasks.try_for_each(work),
+        let small =
+            products.saturating_mul((shape.head_dim as u128) + (shape.value_dim as u128)) < SMALL;
+        match &self.threads {
+            Threads::Pool(pool) if !small => {
+                pool.install(|| (0..tasks).into_par_iter().try_for_each(work))
+            }
+            Threads::Global if !small => (0..tasks).into_par_iter().try_for_each(work),
+            _ => (0..tasks).try_for_each(work),
         }
     }
 

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod coverage;
+#[cfg(target_os = "wasi")]
+mod wasi;
 
 use half::f16;
 use local_attention::{

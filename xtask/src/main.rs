@@ -2,6 +2,7 @@
 
 mod package;
 mod parts;
+mod simd;
 
 use std::process::ExitCode;
 use std::time::Instant;

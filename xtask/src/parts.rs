@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::package;
+use crate::{package, simd};
 
 /// A part that can be run by name.
 pub struct Part {
@@ -31,6 +31,11 @@ pub const ALL: &[Part] = &[
         name: "cpu",
         what: "every test that needs no GPU, the golden data on every backend, the examples",
         run: cpu,
+    },
+    Part {
+        name: "simd",
+        what: "the CPU engine's kernels for ARM and WebAssembly, emulated",
+        run: simd::test,
     },
     Part {
         name: "gpu",
@@ -130,12 +135,12 @@ fn driver(folder: &str, name: &str) -> Option<String> {
 }
 
 /// Whether a program is there.
-fn which(program: &str) -> bool {
+pub fn which(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
 }
 
 /// Installs a Debian package where what it brings is missing: as root, or with `--install`.
-fn need(what: &str, present: &dyn Fn() -> bool, package: &str) -> Result<(), String> {
+pub fn need(what: &str, present: &dyn Fn() -> bool, package: &str) -> Result<(), String> {
     if present() {
         return Ok(());
     }

@@ -1,0 +1,120 @@
+//! The CPU engine's kernels for other processors than this one: NEON under qemu, WebAssembly's SIMD
+//! in Node.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::parts::{cargo, need, root, run, which};
+
+/// A target the tests are compiled for and an emulator that runs them.
+struct Target {
+    triple: &'static str,
+    /// The instruction set that has to be found there.
+    isa: &'static str,
+    /// How std ends on a panic there.
+    panic: &'static str,
+    tests: &'static [&'static str],
+    /// Variables for cargo, the part after `CARGO_TARGET_<TRIPLE>_`.
+    settings: Vec<(&'static str, String)>,
+    /// What else Debian's toolchain is told.
+    debian: &'static [(&'static str, &'static str)],
+}
+
+/// Compiles the property tests for each, and runs them.
+pub fn test() -> Result<(), String> {
+    if !cfg!(target_arch = "aarch64") {
+        need("an ARM linker", &|| which("aarch64-linux-gnu-gcc"), "gcc-aarch64-linux-gnu")?;
+        let libc = || Path::new("/usr/aarch64-linux-gnu/lib/libc.so.6").exists();
+        need("the C library for ARM", &libc, "libc6-dev-arm64-cross")?;
+        need("an ARM emulator", &|| which("qemu-aarch64"), "qemu-user")?;
+        Target {
+            triple: "aarch64-unknown-linux-gnu",
+            isa: "neon",
+            panic: "panic_unwind",
+            tests: &["--lib", "--test", "properties"],
+            settings: vec![
+                ("LINKER", "aarch64-linux-gnu-gcc".to_owned()),
+                ("RUNNER", "qemu-aarch64 -L /usr/aarch64-linux-gnu".to_owned()),
+            ],
+            debian: &[],
+        }
+        .test()?;
+    }
+    need("Node", &|| which("node"), "nodejs")?;
+    let runner = root().join("xtask/wasi.mjs");
+    Target {
+        triple: "wasm32-wasip1",
+        isa: "simd128",
+        panic: "panic_abort",
+        tests: &["--test", "properties"],
+        settings: vec![
+            ("RUNNER", format!("node {}", runner.display())),
+            ("RUSTFLAGS", "-Ctarget-feature=+simd128".to_owned()),
+        ],
+        debian: &[
+            ("LINKER", "wasm-ld"),
+            (
+                "RUSTFLAGS",
+                "-Ctarget-feature=+simd128 -Clink-self-contained=no -L/usr/lib/wasm32-wasi \
+                 -Clink-arg=/usr/lib/wasm32-wasi/crt1-command.o",
+            ),
+        ],
+    }
+    .test()
+}
+
+impl Target {
+    /// With the toolchain at hand where it has or gets std for this target, else with Debian's, which
+    /// builds std.
+    fn test(&self) -> Result<(), String> {
+        let triple = self.triple;
+        let mut args =
+            vec!["test", "-p", "local-attention", "--no-default-features", "--target", triple];
+        let std = format!("-Zbuild-std=std,{},test", self.panic);
+        let rustup = has_std(triple)
+            || Command::new("rustup").args(["target", "add", triple]).status().is_ok()
+                && has_std(triple);
+        let mut settings = self.settings.clone();
+        if !rustup {
+            debian_toolchain()?;
+            args.push(&std);
+            settings.extend(self.debian.iter().map(|&(name, value)| (name, value.to_owned())));
+        }
+        args.extend(self.tests);
+        let prefix = format!("CARGO_TARGET_{}_", triple.replace('-', "_").to_uppercase());
+        let settings: Vec<_> =
+            settings.iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect();
+        let mut env: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        // Emulated: a fifth of the cases.
+        env.extend([("LOCAL_ATTENTION_ISA", self.isa), ("LOCAL_ATTENTION_CASES", "200")]);
+        if rustup {
+            return cargo(&args, &env);
+        }
+        env.extend([("RUSTC", "/usr/bin/rustc"), ("RUSTC_BOOTSTRAP", "1")]);
+        run("/usr/bin/cargo", &args, &env)
+    }
+}
+
+/// Whether this toolchain can compile for a target.
+fn has_std(triple: &str) -> bool {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", triple])
+        .output()
+        .is_ok_and(|out| Path::new(String::from_utf8_lossy(&out.stdout).trim()).exists())
+}
+
+/// Debian's rustc and cargo, with std in source.
+fn debian_toolchain() -> Result<(), String> {
+    for (file, package) in [
+        ("/usr/bin/rustc", "rustc-web"),
+        ("/usr/bin/cargo", "cargo-web"),
+        ("/usr/lib/rustlib/src/rust", "rust-web-src"),
+        ("/usr/bin/wasm-ld", "lld"),
+        ("/usr/lib/wasm32-wasi/libc.a", "wasi-libc"),
+    ] {
+        need(file, &|| Path::new(file).exists(), package)?;
+    }
+    Ok(())
+}
