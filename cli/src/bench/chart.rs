@@ -40,7 +40,9 @@ fn series(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<Series<'_>> {
 }
 
 fn engine(row: &Row) -> String {
-    format!("{} {}", row.backend, row.variant).trim().to_owned()
+    let Row { backend, variant, threads, .. } = row;
+    let name = format!("{backend} {variant}");
+    format!("{}, {threads} thread{}", name.trim(), if *threads == 1 { "" } else { "s" })
 }
 
 /// The range of some positive numbers, widened by a factor.
@@ -135,20 +137,23 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
 }
 
 /// Attended rate against arithmetic intensity, under the machine's two limits.
-pub fn roofline(rows: &[Row], floor: &Floor) -> Chart {
+pub fn roofline(rows: &[Row], floors: &[&Floor]) -> Chart {
     let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
-    let (peak, copy) = (floor.gemm_flops / 1e9, floor.copy_bytes / 1e9);
-    let ridge = peak / copy;
-    let x = range(rows.iter().map(intensity).chain([ridge]), 2.0);
-    let y = range(rows.iter().map(|r| r.attended_gflops).chain([peak]), 1.6);
-    let roof = |x: f64| (x * copy).min(peak);
-    let corners = [(x.start, roof(x.start)), (ridge, peak), (x.end, peak)];
+    let rates: Vec<_> = floors.iter().map(|f| (f.gemm_flops / 1e9, f.copy_bytes / 1e9)).collect();
+    let ridges = rates.iter().map(|(peak, copy)| peak / copy);
+    let peaks = rates.iter().map(|(peak, _)| *peak);
+    let x = range(rows.iter().map(intensity).chain(ridges), 2.0);
+    let y = range(rows.iter().map(|r| r.attended_gflops).chain(peaks), 1.6);
     let names = ["FLOP for each byte that must move", "attended GFLOP/s"];
-    logarithmic(names, [x, y], SeriesLabelPosition::LowerRight, |chart| {
-        chart
-            .draw_series(LineSeries::new(corners, BLACK.mix(0.6).stroke_width(2)))?
-            .label("gemm rate, copy rate")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
+    logarithmic(names, [x.clone(), y], SeriesLabelPosition::LowerRight, |chart| {
+        for (&(peak, copy), floor) in rates.iter().zip(floors) {
+            let corners =
+                [(x.start, (x.start * copy).min(peak)), (peak / copy, peak), (x.end, peak)];
+            chart
+                .draw_series(LineSeries::new(corners, BLACK.mix(0.6).stroke_width(2)))?
+                .label(format!("{}; copying", floor.what))
+                .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
+        }
         for (series, colour) in series(rows, engine).iter().zip(COLOURS.into_iter().cycle()) {
             points(chart, series, colour, |r| (intensity(r), r.attended_gflops))?;
         }

@@ -1,4 +1,4 @@
-//! What moved between two runs, beyond the noise of both.
+//! What moved between two runs, beyond the noise of both, and what more threads bring.
 
 use super::row::Row;
 
@@ -24,6 +24,32 @@ pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
             row.key(),
             row.median_ms,
             before.median_ms
+        ));
+    }
+    lines
+}
+
+/// One line a shape that was measured with several numbers of threads: how much faster the most are
+/// than the fewest, beside what a matrix product gains in the same run.
+pub fn threads(rows: &[Row]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for many in rows {
+        let alike = |r: &&Row| {
+            (&r.backend, &r.variant, &r.shape) == (&many.backend, &many.variant, &many.shape)
+        };
+        let Some(few) = rows.iter().filter(alike).min_by_key(|r| r.threads) else { continue };
+        let (Some(floor), Some(alone)) = (many.floor_gflops, few.floor_gflops) else { continue };
+        if few.threads == many.threads {
+            continue;
+        }
+        let (gain, ideal) = (few.median_ms / many.median_ms, floor / alone);
+        lines.push(format!(
+            "threads  {} {}: {} are {gain:.2} times as fast as {}, a matrix product {ideal:.2}: {:.2} of it",
+            many.backend,
+            many.shape,
+            many.threads,
+            few.threads,
+            gain / ideal,
         ));
     }
     lines

@@ -9,6 +9,7 @@ use super::measure::pool;
 use crate::error::BadInput;
 
 /// Rates of the machine.
+#[derive(Debug, Clone)]
 pub struct Floor {
     /// f32 matrix product of 1024 cubed by the `gemm` crate, or fused multiply-adds on a GPU, in
     /// FLOP/s.

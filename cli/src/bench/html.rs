@@ -22,18 +22,19 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 ";
 
-pub fn page(rows: &[Row], floor: &Floor, machine: &Machine) -> Result<String, BadInput> {
+pub fn page(rows: &[Row], floors: &[&Floor], machine: &Machine) -> Result<String, BadInput> {
     let plot = |chart: Result<String, _>| {
         chart.map_err(|e: Box<dyn std::error::Error>| BadInput::Usage(format!("--html: {e}")))
     };
     let time = plot(chart::time_against_n(rows))?;
-    let roof = plot(chart::roofline(rows, floor))?;
+    let roof = plot(chart::roofline(rows, floors))?;
     let share = plot(chart::floor_share(rows))?;
     let head: String = machine
         .lines()
         .iter()
-        .chain([&floor.line()])
-        .map(|l| format!("{}<br>", escape(l)))
+        .cloned()
+        .chain(floors.iter().map(|f| f.line()))
+        .map(|l| format!("{}<br>", escape(&l)))
         .collect();
     let body: String = rows.iter().map(table_row).collect();
     Ok(format!(
@@ -52,7 +53,7 @@ pub fn page(rows: &[Row], floor: &Floor, machine: &Machine) -> Result<String, Ba
 and output once at the rate of copying; both measured in the same run on the same threads.</p>
 <figure>{share}</figure>
 <h2>All figures</h2>
-<div class=\"scroll\"><table><thead><tr><th>engine<th>variant<th>shape<th>median ms<th>min ms<th>p90 ms
+<div class=\"scroll\"><table><thead><tr><th>engine<th>variant<th>shape<th>threads<th>median ms<th>min ms<th>p90 ms
 <th>GFLOP/s<th>floor<th>peak MiB<th>runs<th>peer by ours</tr></thead><tbody>
 {body}</tbody></table></div>
 </body></html>
@@ -62,10 +63,11 @@ and output once at the rate of copying; both measured in the same run on the sam
 
 fn table_row(row: &Row) -> String {
     format!(
-        "<tr><td>{}<td>{}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.1}<td>{:.0} %<td>{}<td>{}<td>{}</tr>\n",
+        "<tr><td>{}<td>{}<td>{}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.1}<td>{:.0} %<td>{}<td>{}<td>{}</tr>\n",
         escape(&row.backend),
         escape(&row.variant),
         escape(&row.shape.to_string()),
+        row.threads,
         row.median_ms,
         row.min_ms,
         row.p90_ms,

@@ -40,9 +40,9 @@ pub struct BenchArgs {
     /// Adapter of the GPU engine.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Threads of the CPU engine [default: all].
-    #[arg(long)]
-    threads: Option<usize>,
+    /// Threads of the CPU engine; several numbers compare them [default: all].
+    #[arg(long, value_delimiter = ',', value_name = "N,..")]
+    threads: Vec<usize>,
     /// Instruction set of the CPU engine [default: the best].
     #[arg(long, value_parser = measure::parse_isa)]
     isa: Option<local_attention::cpu::Isa>,
@@ -79,6 +79,31 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 /// Largest share of a median that the middle half of its runs may span before it is called noisy.
 const NOISY: f64 = 0.2;
 
+/// An engine with its threads, and the peers that run on as many.
+struct Setup {
+    runner: measure::Runner,
+    peers: Vec<PeerProcess>,
+    /// What the machine could do last.
+    floor: Option<floor::Floor>,
+}
+
+impl Setup {
+    /// The rows of a shape. Their floor is the better of before and after: what a shared machine can
+    /// do changes.
+    fn measure(
+        &mut self,
+        shape: &shape::BenchShape,
+        seconds: f64,
+        machine: &Machine,
+    ) -> Result<Vec<Row>, BadInput> {
+        let measured = measure::measure(&self.runner, shape, &mut self.peers, seconds)?;
+        let after = self.runner.floor()?;
+        let best = self.floor.take().map_or_else(|| after.clone(), |before| before.best(&after));
+        self.floor = Some(after);
+        Ok(row::rows(&self.runner, shape, &measured, &best, machine))
+    }
+}
+
 pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let shapes = match (args.suite, args.shape.shape()?) {
         (None, Some(shape)) => vec![shape],
@@ -96,13 +121,19 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         check_writable(path)?;
     }
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
-    let runner = measure::Runner::new(chosen, args.threads, args.isa)?;
-    let threads = runner.threads();
-    let mut peers = args
-        .peer
-        .iter()
-        .map(|&peer| PeerProcess::start(peer, &args.python, threads))
-        .collect::<Result<Vec<_>, _>>()?;
+    let counts = match args.threads.len() {
+        0 => vec![None],
+        _ => args.threads.iter().copied().map(Some).collect(),
+    };
+    let mut setups = counts
+        .into_iter()
+        .map(|threads| {
+            let runner = measure::Runner::new(chosen.clone(), threads, args.isa)?;
+            let start = |&peer| PeerProcess::start(peer, &args.python, runner.threads());
+            let peers = args.peer.iter().map(start).collect::<Result<_, _>>()?;
+            Ok(Setup { runner, peers, floor: None })
+        })
+        .collect::<Result<Vec<_>, BadInput>>()?;
 
     let json_to_stdout = json || args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
     let console = Console::new(json_to_stdout);
@@ -110,29 +141,32 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     for line in machine.lines() {
         console.say(line);
     }
-    let bar = ProgressBar::new(shapes.len() as u64);
+    let bar = ProgressBar::new((shapes.len() * setups.len()) as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
         bar.set_style(style);
     }
     bar.set_message("measuring the machine");
-    let mut floor = bar.suspend(|| runner.floor())?;
-    console.say(floor.line());
+    for setup in &mut setups {
+        let floor = bar.suspend(|| setup.runner.floor())?;
+        console.say(floor.line());
+        setup.floor = Some(floor);
+    }
     console.say(Row::header());
     let mut rows: Vec<Row> = Vec::new();
     for shape in &shapes {
-        bar.set_message(shape.to_string());
-        let measured = measure::measure(&runner, shape, &mut peers, args.seconds)?;
-        // Before and after: what a shared machine can do changes.
-        let after = runner.floor()?;
-        let best = floor.best(&after);
-        floor = after;
-        for row in row::rows(&runner, shape, &measured, &best, &machine) {
-            bar.suspend(|| console.result(&row.json(), row.line()));
-            rows.push(row);
+        for setup in &mut setups {
+            bar.set_message(shape.to_string());
+            for row in setup.measure(shape, args.seconds, &machine)? {
+                bar.suspend(|| console.result(&row.json(), row.line()));
+                rows.push(row);
+            }
+            bar.inc(1);
         }
-        bar.inc(1);
     }
     bar.finish_and_clear();
+    for line in compare::threads(&rows) {
+        console.note(line);
+    }
     if let Some(old) = old {
         for line in compare::compare(&old, &rows) {
             console.note(line);
@@ -146,7 +180,8 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         write_whole(path, text(row::csv(&rows)).as_bytes())?;
     }
     if let Some(path) = &args.html {
-        write_whole(path, html::page(&rows, &floor, &machine)?.as_bytes())?;
+        let floors: Vec<_> = setups.iter().filter_map(|s| s.floor.as_ref()).collect();
+        write_whole(path, html::page(&rows, &floors, &machine)?.as_bytes())?;
     }
     Ok(true)
 }

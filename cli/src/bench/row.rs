@@ -34,6 +34,9 @@ pub struct Row {
     pub least_bytes: f64,
     /// The least time the machine's rates allow, by the median.
     pub floor_share: f64,
+    /// The rate of the matrix product, or of fused multiply-adds, that the floor is of.
+    #[serde(default)]
+    pub floor_gflops: Option<f64>,
     pub peak_rss_bytes: Option<u64>,
     /// For a peer: its time by ours, the lower quartile over the pairs.
     pub ratio_lower_quartile: Option<f64>,
@@ -67,6 +70,7 @@ pub fn rows(
         attended_gflops: flops / times.quantile(0.5) / 1e9,
         least_bytes: bytes,
         floor_share: floor.seconds(flops, bytes) / times.quantile(0.5),
+        floor_gflops: Some(floor.gemm_flops / 1e9),
         peak_rss_bytes: times.peak_rss_bytes,
         ratio_lower_quartile: ratio,
     };
@@ -94,10 +98,11 @@ pub fn rows(
 impl Row {
     pub fn header() -> String {
         format!(
-            "{:<16} {:<9} {:<34} {:>10} {:>10} {:>10} {:>8} {:>6} {:>8}  {}",
+            "{:<16} {:<9} {:<34} {:>3} {:>10} {:>10} {:>10} {:>8} {:>6} {:>8}  {}",
             "backend",
             "variant",
             "shape",
+            "thr",
             "median ms",
             "min ms",
             "p90 ms",
@@ -112,10 +117,11 @@ impl Row {
         let peak = self.peak_rss_bytes.map_or("-".to_owned(), |b| (b >> 20).to_string());
         let noisy = self.upper_ms - self.lower_ms > NOISY * self.median_ms;
         format!(
-            "{:<16} {:<9} {:<34} {:>10.3} {:>10.3} {:>10.3} {:>8.1} {:>5.0}% {peak:>8}  {}{}",
+            "{:<16} {:<9} {:<34} {:>3} {:>10.3} {:>10.3} {:>10.3} {:>8.1} {:>5.0}% {peak:>8}  {}{}",
             self.backend,
             self.variant,
             self.shape.to_string(),
+            self.threads,
             self.median_ms,
             self.min_ms,
             self.p90_ms,
