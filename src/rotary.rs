@@ -69,7 +69,6 @@ impl<T: Scalar> RotaryTables<T> {
     }
 
     /// Whether it is one table of angles, without xpos.
-    #[cfg(feature = "gpu")]
     pub(crate) fn is_plain(&self) -> bool {
         self.xpos.is_none() && matches!(self.angles, Levels::Direct(_))
     }
@@ -81,10 +80,10 @@ impl<T: Scalar> RotaryTables<T> {
         (self.angles.tables(), self.xpos.as_ref().map_or([None, None], Levels::tables))
     }
 
-    /// Rotates one row of `2 * half` features to a position. `buffer` is scratch of that size.
+    /// The cosines and sines of a position, `half` of each. `buffer` is scratch of `2 * half`.
     #[inline(always)]
-    pub(crate) fn rotate(&self, x: &mut [T], position: i64, buffer: &mut [T]) {
-        let (cos, sin) = match &self.angles {
+    pub(crate) fn angles<'a>(&'a self, position: i64, buffer: &'a mut [T]) -> (&'a [T], &'a [T]) {
+        match &self.angles {
             Levels::Direct(table) => table.row(position).split_at(self.half),
             Levels::Split { coarse, fine } => {
                 let (ca, sa) = coarse.row(position.div_euclid(FINE)).split_at(self.half);
@@ -94,9 +93,15 @@ impl<T: Scalar> RotaryTables<T> {
                     cos[m] = ca[m] * cb[m] - sa[m] * sb[m];
                     sin[m] = sa[m] * cb[m] + ca[m] * sb[m];
                 }
-                (&*cos, &*sin)
+                (cos, sin)
             }
-        };
+        }
+    }
+
+    /// Rotates one row of `2 * half` features to a position. `buffer` is scratch of that size.
+    #[inline(always)]
+    pub(crate) fn rotate(&self, x: &mut [T], position: i64, buffer: &mut [T]) {
+        let (cos, sin) = self.angles(position, buffer);
         let (low, high) = x.split_at_mut(self.half);
         for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
             (*a, *b) = (*a * c - *b * s, *b * c + *a * s);

@@ -70,6 +70,12 @@ pub trait Element:
     fn load(self) -> Self::Accumulator;
     /// The accumulator rounded to this type.
     fn store(x: Self::Accumulator) -> Self;
+    /// The elements themselves, where they are f32.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
     /// Loads elements one by one; as many as both slices have.
     #[inline(always)]
     fn load_all(from: &[Self], to: &mut [Self::Accumulator]) {
@@ -101,6 +107,10 @@ impl Element for f32 {
     #[inline(always)]
     fn store(x: f32) -> Self {
         x
+    }
+    #[inline(always)]
+    fn as_f32(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
     }
 }
 

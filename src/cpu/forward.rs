@@ -43,7 +43,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let Self { job, block, scratch, out, lse } = self;
         let inputs = RowInputs::new(job, &block);
         let rows = block.queries.len();
-        inputs.pack_queries::<MR>(scratch);
+        inputs.pack_queries::<S, MR>(scratch);
         for r in 0..rows {
             scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
         }

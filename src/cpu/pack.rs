@@ -51,7 +51,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     /// All queries of the block, `[row][feature]`; rows that fill up the last tile are 0. And the
     /// keys each of them sees.
     #[inline(always)]
-    pub(super) fn pack_queries<const MR: usize>(&self, scratch: &mut Scratch) {
+    pub(super) fn pack_queries<S: Simd, const MR: usize>(&self, scratch: &mut Scratch) {
         let d = self.head_dim();
         // Logits are kept in powers of 2.
         let factor = (self.problem().scale * LOG2_E) as f32;
@@ -67,10 +67,13 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         for (r, t) in self.block.queries.clone().enumerate() {
             scratch.visible[r] = self.problem().geometry.visible_range(t);
             let features = &mut scratch.q[r * d..][..d];
+            let position = (t - self.block.origin + shift) as i64;
+            if self.load_rotated::<S>(&self.q, t - first, position, factors, features) {
+                continue;
+            }
             load(&self.q, t - first, features);
             features.iter_mut().for_each(|x| *x = *x * factors[0] * factors[1]);
             if let Some(tables) = self.job.tables {
-                let position = (t - self.block.origin + shift) as i64;
                 tables.rotate(features, position, &mut scratch.buffer);
                 tables.decay(features, t as i64 - self.block.centre as i64, &mut scratch.buffer);
             }
@@ -97,7 +100,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
                 let there = present.contains(&u) && !self.masked(u);
                 scratch.key_mask[column + i] = if there { 0.0 } else { f32::NEG_INFINITY };
                 if there {
-                    self.load_key(u, features, &mut scratch.buffer);
+                    self.load_key::<S>(u, features, &mut scratch.buffer);
                 } else {
                     features.fill(0.0);
                 }
@@ -121,15 +124,57 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         }
     }
 
+    /// Loads a row, multiplies it by both factors and rotates it, in one pass of whole vectors; says
+    /// whether it could. The common case: three loops a row cost small problems a tenth of their time.
+    #[inline(always)]
+    fn load_rotated<S: Simd>(
+        &self,
+        view: &RowView<'a, T>,
+        row: usize,
+        position: i64,
+        factors: [f32; 2],
+        to: &mut [f32],
+    ) -> bool {
+        let half = to.len() / 2;
+        let Some(tables) = self.job.tables.filter(|t| t.is_plain()) else { return false };
+        let Some(from) = view.slice(row, to.len()).and_then(T::as_f32) else { return false };
+        if !half.is_multiple_of(S::LANES) {
+            return false;
+        }
+        // A plain table needs no scratch.
+        let (cos, sin) = tables.angles(position, &mut []);
+        assert!(cos.len() == half && sin.len() == half && from.len() == 2 * half);
+        let to = to.as_mut_ptr();
+        let (f, g) = (S::splat(factors[0]), S::splat(factors[1]));
+        for m in (0..half).step_by(S::LANES) {
+            // SAFETY: `from` and `to` hold twice `half` floats, `cos` and `sin` `half`, a whole number
+            // of vectors.
+            unsafe {
+                let x = S::mul(S::mul(S::load(from.as_ptr().add(m)), f), g);
+                let y = S::mul(S::mul(S::load(from.as_ptr().add(half + m)), f), g);
+                let (c, s) = (S::load(cos.as_ptr().add(m)), S::load(sin.as_ptr().add(m)));
+                S::store(to.add(m), S::sub(S::mul(x, c), S::mul(y, s)));
+                S::store(to.add(half + m), S::add(S::mul(y, c), S::mul(x, s)));
+            }
+        }
+        true
+    }
+
     /// One key, normalised and rotated.
     #[inline(always)]
-    fn load_key(&self, u: usize, features: &mut [f32], buffer: &mut [f32]) {
+    fn load_key<S: Simd>(&self, u: usize, features: &mut [f32], buffer: &mut [f32]) {
+        let position = (u - self.block.origin) as i64;
+        if !self.problem().shared_qk
+            && self.load_rotated::<S>(&self.k, u, position, [1.0; 2], features)
+        {
+            return;
+        }
         load(&self.k, u, features);
         if self.problem().shared_qk {
             normalise(features);
         }
         if let Some(tables) = self.job.tables {
-            tables.rotate(features, (u - self.block.origin) as i64, buffer);
+            tables.rotate(features, position, buffer);
             // The distance to the queries' centre, as rotary sees it.
             let shift = self.problem().geometry.rotary_shift() as i64;
             tables.decay(features, self.block.centre as i64 + shift - u as i64, buffer);

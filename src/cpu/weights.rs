@@ -58,7 +58,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
         let inputs = RowInputs::new(job, &block);
         let (rows, slots) = (block.queries.len(), geometry.slots());
         weights.fill(f32::NEG_INFINITY);
-        inputs.pack_queries::<MR>(scratch);
+        inputs.pack_queries::<S, MR>(scratch);
         let keys = block.keys(job.problem);
         let mut first = keys.start / KEYS * KEYS;
         while first < keys.end {
