@@ -42,6 +42,7 @@ impl Plan {
         tensors: &ForwardTensors<'_>,
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
+        workspace.check_gpu(&self.gpu)?;
         let laid = LaidTensors::new(self, tensors)?;
         let limit = self.gpu.max_binding_bytes();
         let fits = |chunk: &Chunk| {

@@ -65,7 +65,7 @@ fn check_distinct(tensor: &'static str, t: &TensorView<'_>) -> Result<(), BindEr
         let step = u128::from(stride.unsigned_abs());
         if step < span {
             let (what, allowed) = ("a stride of", "elements of a result must not overlap");
-            return Err(BindError::Layout { tensor, what, got: stride, allowed });
+            return Err(BindError::Layout { tensor, what, got: stride.into(), allowed });
         }
         span += (size as u128 - 1) * step;
     }
@@ -144,9 +144,13 @@ fn check(
     expected: &[usize],
     types: &[Dtype],
 ) -> Result<(), BindError> {
-    if t.shape != expected || t.strides_elems.len() != expected.len() {
+    if t.shape != expected {
         let (got, expected) = (t.shape.clone(), expected.to_vec());
         return Err(BindError::Shape { tensor, got, expected });
+    }
+    if t.strides_elems.len() != expected.len() {
+        let (got, dims) = (t.strides_elems.clone(), expected.len());
+        return Err(BindError::Strides { tensor, got, dims });
     }
     if !types.contains(&t.dtype) {
         let needed = match types {
@@ -160,7 +164,7 @@ fn check(
     }
     let bytes = t.dtype.bytes();
     if !t.offset_bytes.is_multiple_of(bytes) {
-        let (what, got) = ("offset_bytes", t.offset_bytes as i64);
+        let (what, got) = ("offset_bytes", t.offset_bytes.into());
         let allowed = "it must be a multiple of the element's size";
         return Err(BindError::Layout { tensor, what, got, allowed });
     }
@@ -170,8 +174,8 @@ fn check(
     let (low, high) = elements(t);
     if low < 0 {
         let allowed = "no element may lie before the buffer";
-        let got = i64::try_from(low).unwrap_or(i64::MIN);
-        return Err(BindError::Layout { tensor, what: "a first element at", got, allowed });
+        let what = "a first element at";
+        return Err(BindError::Layout { tensor, what, got: low, allowed });
     }
     // Shaders read whole words.
     let needed = u64::try_from((high + 1) * i128::from(bytes)).unwrap_or(u64::MAX);
@@ -185,7 +189,7 @@ fn check(
 /// Four features at a time: side by side, and everything else in fours.
 fn check_vec4(tensor: &'static str, t: &TensorView<'_>, shape: &[usize]) -> Result<(), BindError> {
     if let Some(&features) = shape.last().filter(|n| *n % 4 != 0) {
-        let (what, got) = ("a last dimension of", features as i64);
+        let (what, got) = ("a last dimension of", features as i128);
         let allowed = "the plan was made for multiples of 4 elements";
         return Err(BindError::Layout { tensor, what, got, allowed });
     }
@@ -217,7 +221,8 @@ fn check_rows(
     side_by_side: &'static str,
     multiples: &'static str,
 ) -> Result<(), BindError> {
-    let fail = |what, got, allowed| Err(BindError::Layout { tensor, what, got, allowed });
+    let fail =
+        |what, got: i64, allowed| Err(BindError::Layout { tensor, what, got: got.into(), allowed });
     let Some((&feature, others)) = t.strides_elems.split_last() else { return Ok(()) };
     if feature != 1 {
         return fail("a last stride of", feature, side_by_side);

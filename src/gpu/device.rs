@@ -123,6 +123,11 @@ pub fn adapters_blocking() -> Vec<wgpu::Adapter> {
 }
 
 impl Gpu {
+    /// Whether another one is a clone of this.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// On the caller's device. Its callbacks for errors and loss are left alone.
     ///
     /// # Errors

@@ -106,6 +106,16 @@ pub enum BindError {
         /// The shape planned.
         expected: Vec<usize>,
     },
+    /// Strides that are not one a dimension.
+    #[error("{tensor} has strides {got:?}: one for each of its {dims} dimensions is needed")]
+    Strides {
+        /// The tensor.
+        tensor: &'static str,
+        /// The strides given.
+        got: Vec<i64>,
+        /// Dimensions of the tensor.
+        dims: usize,
+    },
     /// A tensor that is missing, or one too many.
     #[error("{tensor} is {}", if *.given { "given: the problem was made without one" } else { "missing: the problem was made with one" })]
     Presence {
@@ -132,7 +142,7 @@ pub enum BindError {
         /// What does not fit.
         what: &'static str,
         /// Its value.
-        got: i64,
+        got: i128,
         /// What is allowed, in words.
         allowed: &'static str,
     },
@@ -190,6 +200,9 @@ pub enum BindError {
         /// Slots needed.
         needed: usize,
     },
+    /// A workspace of another `Gpu` than the plan's: clones of one are the same.
+    #[error("the workspace was made by another Gpu than the plan")]
+    WorkspaceGpu,
     /// A workspace other than the one it was bound with.
     #[error("the workspace is not the one that the tensors were bound with")]
     Workspace,

@@ -14,6 +14,7 @@ use super::params::Params;
 #[derive(Debug)]
 pub struct Workspace {
     id: u64,
+    gpu: Gpu,
     buffer: wgpu::Buffer,
     stride: u64,
     slots: usize,
@@ -57,7 +58,8 @@ impl Workspace {
             })
         })
         .await?;
-        Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), buffer, stride, slots, used: 0 })
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, gpu: gpu.clone(), buffer, stride, slots, used: 0 })
     }
 
     /// [`Workspace::new`], waiting for it.
@@ -83,6 +85,11 @@ impl Workspace {
     /// submission sees what is written after it.
     pub fn recall(&mut self) {
         self.used = 0;
+    }
+
+    /// An error unless it was made by this engine or a clone of it.
+    pub(super) fn check_gpu(&self, gpu: &Gpu) -> Result<(), BindError> {
+        if self.gpu.is_same(gpu) { Ok(()) } else { Err(BindError::WorkspaceGpu) }
     }
 
     pub(super) fn id(&self) -> u64 {

@@ -53,13 +53,14 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
     let rows: Vec<(&str, Change<'_>)> = vec![
         ("q has shape [2, 8, 3]", Box::new(|t| t.q.shape = vec![2, 8, 3])),
         ("k has shape [8, 4]", Box::new(|t| t.k = TensorView::contiguous(&k, Dtype::F32, [8, 4]))),
-        ("out has shape [2, 8, 4]", Box::new(|t| t.out.strides_elems = vec![1])),
+        ("out has strides [1]: one for each", Box::new(|t| t.out.strides_elems = vec![1])),
         ("mask is missing", Box::new(|t| t.mask = None)),
         ("attn_bias is given", Box::new(|t| t.attn_bias = Some(view(&v)))),
         ("lse is given", Box::new(|t| t.lse = Some(view(&v)))),
         ("v is f16", Box::new(|t| t.v.dtype = Dtype::F16)),
         ("mask is f32", Box::new(|t| t.mask.as_mut().unwrap().dtype = Dtype::F32)),
         ("q has offset_bytes 2", Box::new(|t| t.q.offset_bytes = 2)),
+        ("q has offset_bytes 18446744073709551615", Box::new(|t| t.q.offset_bytes = u64::MAX)),
         (
             "q has a first element at 1",
             Box::new(|t| {
@@ -88,6 +89,12 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
             Ok(_) => return Err(format!("accepted, where '{says}' was expected").into()),
         }
     }
+    // A workspace of another `Gpu`.
+    let name = gpu.caps().info.name.clone();
+    let stranger = Gpu::request_blocking(&RequestOptions::adapter(name)).map_err(fail)?;
+    let foreign = Workspace::new_blocking(&stranger, 1).map_err(fail)?;
+    let error = plan.bind_forward_blocking(&good(), &foreign).err();
+    assert_eq!(error, Some(BindError::WorkspaceGpu));
     // A workspace of another binding.
     let bound = plan.bind_forward_blocking(&good(), &workspace).map_err(fail)?;
     let mut other = Workspace::new_blocking(gpu, 1).map_err(fail)?;
