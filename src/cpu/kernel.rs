@@ -23,8 +23,8 @@ pub(super) struct Rhs {
 /// `c (+)= a b` for `MR` rows and `NV` vectors of columns, over `depth` products each.
 ///
 /// # Safety
-/// `a` holds `MR` rows of `depth`, `b` holds `depth` rows and `c`, with `c_row` floats a row, `MR`
-/// rows of `NV * LANES` floats each.
+/// `a` holds `MR` rows of `depth`; `b` holds, for each of `depth` rows, `NV` vectors at its strides; `c`,
+/// with `c_row` floats a row, `MR` rows of `NV * LANES` floats each.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const ADD: bool>(
     depth: usize,

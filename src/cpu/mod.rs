@@ -9,6 +9,7 @@ mod block;
 mod forward;
 mod kernel;
 mod pack;
+mod pages;
 mod rows;
 mod scratch;
 mod simd;
@@ -198,8 +199,10 @@ impl Cpu {
         let (rows, queries) = (problem.batch, shape.query.len());
         let (mut out, len) = reserve::<T>("out", &[rows, queries, shape.value_dim])?;
         let mut lse: Vec<f32> = zeros("lse", &[rows, if shape.lse { queries } else { 0 }])?;
+        let result = &mut out.spare_capacity_mut()[..len];
+        pages::prefer_large(result);
         // Written by the threads that compute it: no pass over it before.
-        self.write_forward(problem, inputs, call, &mut out.spare_capacity_mut()[..len], &mut lse)?;
+        self.write_forward(problem, inputs, call, result, &mut lse)?;
         // SAFETY: all of it was written.
         unsafe { out.set_len(len) };
         Ok(Forward { out, shape: problem.out_shape(), lse: shape.lse.then_some(lse) })

@@ -40,7 +40,7 @@ impl Scratch {
         let (d, dv) = (problem.shape.head_dim, problem.shape.value_dim);
         let rows = problem.query_block().min(problem.shape.query.len()) + MAX_TILE_ROWS;
         // Key blocks lie at multiples of KEYS: a short sequence is in the first.
-        let keys = KEYS.min(problem.shape.key_len.next_multiple_of(2 * MAX_LANES));
+        let keys = KEYS.min(problem.shape.key_len.next_multiple_of(MAX_LANES));
         // Beyond what can be had: the allocation says so.
         self.value_stride = dv.checked_next_multiple_of(MAX_LANES).unwrap_or(usize::MAX);
         grow(&mut self.q, &[rows, d])?;
