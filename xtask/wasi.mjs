@@ -1,6 +1,7 @@
 // Runs a test program compiled for WASI preview 1: node wasi.mjs PROGRAM.wasm [ARGS]
 // Arguments, environment, clock, random numbers and output are all that tests use. (Node's own WASI
 // crashes now and then as the process ends: Node 20.20.)
+import { randomFillSync } from "node:crypto";
 import { readFileSync, writeSync } from "node:fs";
 import { argv, env, exit, hrtime } from "node:process";
 
@@ -30,6 +31,17 @@ const get = (strings) => (pointers, at) => {
   return 0;
 };
 
+// A pipe may take output in parts, or not yet.
+const write = (file, at, length) => {
+  for (let done = 0; done < length; ) {
+    try {
+      done += writeSync(file, bytes(at + done, length - done));
+    } catch (error) {
+      if (error.code !== "EAGAIN") throw error;
+    }
+  }
+};
+
 const wasi = {
   args_sizes_get: sizes(args),
   args_get: get(args),
@@ -40,19 +52,14 @@ const wasi = {
     return 0;
   },
   random_get(at, length) {
-    for (let i = 0; i < length; i += 65536) {
-      crypto.getRandomValues(bytes(at + i, Math.min(65536, length - i)));
-    }
+    randomFillSync(bytes(at, length));
     return 0;
   },
   fd_write(file, vectors, count, written) {
     let total = 0;
     for (let i = 0; i < count; i++) {
       const [at, length] = [0, 4].map((offset) => view().getUint32(vectors + 8 * i + offset, true));
-      // Output to a pipe may be taken in parts.
-      for (let done = 0; done < length; ) {
-        done += writeSync(file, bytes(at + done, length - done));
-      }
+      write(file, at, length);
       total += length;
     }
     view().setUint32(written, total, true);

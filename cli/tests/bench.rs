@@ -104,6 +104,21 @@ fn one_shape_into_every_file() {
     );
 }
 
+/// A row for each number of threads, and what they gain beside a matrix product.
+#[test]
+fn numbers_of_threads() {
+    let args = ["bench", "--backend", "cpu", "--n", "512", "--seconds", "0", "--threads", "1,2"];
+    let out = run(&[&args[..], &["--json", "-"]].concat());
+    assert_eq!(out.status, 0, "{}", out.stderr);
+    let rows: Vec<serde_json::Value> =
+        out.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let threads: Vec<_> = rows.iter().map(|r| r["threads"].as_u64().unwrap()).collect();
+    assert_eq!(threads, [1, 2]);
+    assert!(rows.iter().all(|r| r["floor_gflops"].as_f64().unwrap() > 0.0));
+    let notes: Vec<_> = out.stderr.lines().filter(|l| l.starts_with("threads ")).collect();
+    assert!(notes.len() == 1 && notes[0].contains("2 are"), "{}", out.stderr);
+}
+
 #[test]
 fn bad_input() {
     let folder = Folder::new();
@@ -118,6 +133,12 @@ fn bad_input() {
         (&["--backend", "gpu"], "none is present"),
         (&["--adapter", "x"], "none is present"),
         (&["--threads", "0"], "threads is 0"),
+        (&["--threads", "1,1", "--backend", "cpu"], "--threads 1,1: each number"),
+        (&["--threads", "1,2", "--backend", "reference"], "only the CPU engine has threads"),
+        (
+            &["--threads", "1,2", "--backend", "cpu", "--peer", "torch-flex"],
+            "with --peer one number is allowed",
+        ),
         (&["--n", "1048576", "--heads", "65536", "--head-dim", "1024"], "does not fit into memory"),
         (
             &[

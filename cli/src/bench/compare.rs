@@ -29,8 +29,8 @@ pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
     lines
 }
 
-/// One line a shape that was measured with several numbers of threads: how much faster the most are
-/// than the fewest, beside what a matrix product gains in the same run.
+/// For shapes that were measured with several numbers of threads, one line for each but the fewest:
+/// how much faster it is, beside what a matrix product gains in the same run.
 pub fn threads(rows: &[Row]) -> Vec<String> {
     let mut lines = Vec::new();
     for many in rows {

@@ -26,7 +26,8 @@ const COPY_ELEMS: usize = 32 << 20;
 impl Floor {
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
         let pool = pool(threads)?;
-        let what = format!("gemm {SIZE}^3, {threads} threads");
+        let what =
+            format!("gemm {SIZE}^3, {threads} thread{}", if threads == 1 { "" } else { "s" });
         Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), what }))
     }
 

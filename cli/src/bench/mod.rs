@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Chosen};
 use crate::console::Console;
 use crate::error::BadInput;
 use crate::output::{check_writable, write_whole};
@@ -79,12 +79,31 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 /// Largest share of a median that the middle half of its runs may span before it is called noisy.
 const NOISY: f64 = 0.2;
 
+/// Several numbers of threads are of the CPU engine, differ, and have no peers: those keep their threads
+/// and memory between their turns.
+fn check_counts(threads: &[usize], chosen: &Chosen, peers: bool) -> Result<(), BadInput> {
+    let text = threads.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let refuse = |why: &str| Err(BadInput::Usage(format!("--threads {text}: {why}")));
+    if !matches!(chosen, Chosen::Cpu) {
+        return refuse("only the CPU engine has threads: add --backend cpu, or give one number");
+    }
+    if threads.iter().enumerate().any(|(i, n)| threads[..i].contains(n)) {
+        return refuse("each number must be there once");
+    }
+    if peers {
+        return refuse("with --peer one number is allowed");
+    }
+    Ok(())
+}
+
 /// An engine with its threads, and the peers that run on as many.
 struct Setup {
     runner: measure::Runner,
     peers: Vec<PeerProcess>,
     /// What the machine could do last.
     floor: Option<floor::Floor>,
+    /// And at best in this run.
+    best: Option<floor::Floor>,
 }
 
 impl Setup {
@@ -98,7 +117,8 @@ impl Setup {
     ) -> Result<Vec<Row>, BadInput> {
         let measured = measure::measure(&self.runner, shape, &mut self.peers, seconds)?;
         let after = self.runner.floor()?;
-        let best = self.floor.take().map_or_else(|| after.clone(), |before| before.best(&after));
+        let best = self.floor.as_ref().map_or_else(|| after.clone(), |before| before.best(&after));
+        self.best = Some(self.best.as_ref().map_or_else(|| best.clone(), |b| b.best(&best)));
         self.floor = Some(after);
         Ok(row::rows(&self.runner, shape, &measured, &best, machine))
     }
@@ -121,6 +141,9 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         check_writable(path)?;
     }
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
+    if args.threads.len() > 1 {
+        check_counts(&args.threads, &chosen, !args.peer.is_empty())?;
+    }
     let counts = match args.threads.len() {
         0 => vec![None],
         _ => args.threads.iter().copied().map(Some).collect(),
@@ -131,7 +154,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
             let runner = measure::Runner::new(chosen.clone(), threads, args.isa)?;
             let start = |&peer| PeerProcess::start(peer, &args.python, runner.threads());
             let peers = args.peer.iter().map(start).collect::<Result<_, _>>()?;
-            Ok(Setup { runner, peers, floor: None })
+            Ok(Setup { runner, peers, floor: None, best: None })
         })
         .collect::<Result<Vec<_>, BadInput>>()?;
 
@@ -164,6 +187,9 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         }
     }
     bar.finish_and_clear();
+    for best in setups.iter().filter_map(|s| s.best.as_ref()) {
+        console.say(format!("best {}", best.line()));
+    }
     for line in compare::threads(&rows) {
         console.note(line);
     }
@@ -180,7 +206,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         write_whole(path, text(row::csv(&rows)).as_bytes())?;
     }
     if let Some(path) = &args.html {
-        let floors: Vec<_> = setups.iter().filter_map(|s| s.floor.as_ref()).collect();
+        let floors: Vec<_> = setups.iter().filter_map(|s| s.best.as_ref()).collect();
         write_whole(path, html::page(&rows, &floors, &machine)?.as_bytes())?;
     }
     Ok(true)
