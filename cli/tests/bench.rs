@@ -123,6 +123,7 @@ fn numbers_of_threads() {
 fn bad_input() {
     let folder = Folder::new();
     let old = folder.text("old.json", "{}\n");
+    let empty = folder.text("empty.json", "\n");
     for (args, part) in [
         (&["--n", "100", "--window", "128"][..], "divisible"),
         (&["--n", "128", "--heads", "0"], "at least 1"),
@@ -133,6 +134,10 @@ fn bad_input() {
         (&["--backend", "gpu"], "none is present"),
         (&["--adapter", "x"], "none is present"),
         (&["--threads", "0"], "threads is 0"),
+        (&["--heads", "4", "--suite", "quick"], "cannot be used with"),
+        (&["--window", "64"], "--n"),
+        (&["--n", "1048576", "--heads", "1024"], "does not fit into memory: its tensors take"),
+        (&["--compare", &empty], "holds no rows"),
         (&["--threads", "1,1", "--backend", "cpu"], "--threads 1,1: each number"),
         (&["--threads", "1,2", "--backend", "reference"], "only the CPU engine has threads"),
         (

@@ -41,6 +41,13 @@ pub fn peak_rss_bytes() -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
+/// Memory that programs can still have, in bytes; Linux tells.
+pub fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 /// Starts a new peak; where the system does not allow it, peaks only grow.
 pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");

@@ -30,7 +30,7 @@ use suite::Suite;
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// A list of shapes; without it and without --n, quick.
-    #[arg(long, value_enum, conflicts_with = "n")]
+    #[arg(long, value_enum, conflicts_with = "ShapeArgs")]
     suite: Option<Suite>,
     #[command(flatten)]
     shape: shape::ShapeArgs,
@@ -140,6 +140,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         }
         check_writable(path)?;
     }
+    shapes.iter().try_for_each(shape::BenchShape::check_memory)?;
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
     if args.threads.len() > 1 {
         check_counts(&args.threads, &chosen, !args.peer.is_empty())?;

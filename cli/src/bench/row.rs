@@ -164,13 +164,14 @@ pub fn csv(rows: &[Row]) -> Vec<String> {
 pub fn read_rows(path: &Path) -> Result<Vec<Row>, BadInput> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| BadInput::file(path, format!("cannot be read: {e}")))?;
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| {
-            serde_json::from_str(line).map_err(|e| {
-                BadInput::file(path, format!("line {} is no row of bench --json: {e}", i + 1))
-            })
+    let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    if rows.clone().next().is_none() {
+        return Err(BadInput::file(path, "holds no rows of bench --json"));
+    }
+    rows.map(|(i, line)| {
+        serde_json::from_str(line).map_err(|e| {
+            BadInput::file(path, format!("line {} is no row of bench --json: {e}", i + 1))
         })
-        .collect()
+    })
+    .collect()
 }

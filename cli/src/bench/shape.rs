@@ -6,6 +6,7 @@ use clap::Args;
 use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, Problem};
 use serde::{Deserialize, Serialize};
 
+use super::machine::available_bytes;
 use crate::error::BadInput;
 
 /// What is measured: one forward pass.
@@ -43,47 +44,49 @@ impl BenchType {
     }
 }
 
+const GIB: f64 = (1_u64 << 30) as f64;
+
 /// One shape from flags.
 #[derive(Debug, Args)]
 pub struct ShapeArgs {
     /// Sequences.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, requires = "n", default_value_t = 1)]
     batch: usize,
     /// Heads.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, requires = "n", default_value_t = 8)]
     heads: usize,
     /// Length of a sequence, a multiple of --window; measures this one shape.
     #[arg(long)]
     n: Option<usize>,
     /// Features of a head.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, requires = "n", default_value_t = 64)]
     head_dim: usize,
     /// Positions in a window.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, requires = "n", default_value_t = 128)]
     window: usize,
     /// Windows before its own that a query sees.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, requires = "n", default_value_t = 1)]
     look_backward: usize,
     /// Windows after its own that a query sees [default: 0 if causal, else 1].
-    #[arg(long)]
+    #[arg(long, requires = "n")]
     look_forward: Option<usize>,
     /// No query sees a later key.
-    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, requires = "n", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     causal: bool,
     /// Limit the distance too (exact_windowsize).
-    #[arg(long)]
+    #[arg(long, requires = "n")]
     exact: bool,
     /// Rotary embeddings.
-    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, requires = "n", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     rotary: bool,
     /// A key mask that hides one key in eight.
-    #[arg(long)]
+    #[arg(long, requires = "n")]
     mask: bool,
     /// A bias for each head, row and slot.
-    #[arg(long)]
+    #[arg(long, requires = "n")]
     bias: bool,
     /// Type of the tensors.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, requires = "n", value_enum, default_value = "f32")]
     dtype: BenchType,
 }
 
@@ -163,6 +166,21 @@ impl BenchShape {
     pub fn flops(&self, problem: &Problem) -> f64 {
         let pairs = problem.geometry().visible_pairs() as f64;
         pairs * self.batch as f64 * self.heads as f64 * 4.0 * self.head_dim as f64
+    }
+
+    /// Refuses tensors that this machine has no memory for: systems promise more than they have.
+    pub fn check_memory(&self) -> Result<(), BadInput> {
+        // Tensors in f16 are made of such in f32.
+        let copies = if self.dtype == BenchType::F16 { 3.0 } else { 1.0 };
+        let needed = self.least_bytes() * copies;
+        match available_bytes() {
+            Some(free) if needed > free as f64 => Err(BadInput::Usage(format!(
+                "{self} does not fit into memory: its tensors take {:.1} GiB, {:.1} are free",
+                needed / GIB,
+                free as f64 / GIB,
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Bytes that must move: each input and the output once.
