@@ -11,7 +11,7 @@ use super::uniforms;
 use super::workspace::{self, Workspace};
 use crate::{Call, Dropout};
 
-/// A plan bound to a caller's tensors.
+/// A plan bound to a caller's tensors; [`Plan`] has an example.
 #[derive(Debug)]
 pub struct Bound {
     plan: Plan,

@@ -9,6 +9,14 @@ use super::error::{DeviceError, PlanError};
 use super::shader::PipelineKey;
 
 /// What the adapter of a device is.
+///
+/// ```no_run
+/// use local_attention::gpu::{AdapterCaps, adapters_blocking};
+///
+/// for adapter in adapters_blocking() {
+///     println!("{}", AdapterCaps::of(&adapter).info.name);
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AdapterCaps {
@@ -29,6 +37,17 @@ impl AdapterCaps {
 }
 
 /// How kernels are chosen and work is cut.
+///
+/// ```
+/// use local_attention::gpu::{GpuOptions, RequestOptions};
+///
+/// // Smaller submissions, for a desktop that has to stay responsive.
+/// let mut options = GpuOptions::default();
+/// options.max_chunk_flops = 1e10;
+/// let mut request = RequestOptions::adapter("NVIDIA");
+/// request.options = options;
+/// assert_eq!(request.adapter.as_deref(), Some("NVIDIA"));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct GpuOptions {
@@ -58,6 +77,15 @@ impl Default for GpuOptions {
 }
 
 /// Which adapter to ask for.
+///
+/// ```
+/// use local_attention::gpu::RequestOptions;
+///
+/// // By a part of its name, by its number, or the best one.
+/// let [named, first] = ["llvmpipe", "0"].map(RequestOptions::adapter);
+/// assert_eq!((named.adapter.unwrap(), first.adapter.unwrap()), ("llvmpipe".into(), "0".into()));
+/// assert_eq!(RequestOptions::default().adapter, None);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RequestOptions {

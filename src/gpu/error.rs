@@ -5,6 +5,15 @@ use thiserror::Error;
 use crate::RunError;
 
 /// A device that cannot be had, or that failed.
+///
+/// ```no_run
+/// use local_attention::gpu::{DeviceError, Gpu, RequestOptions};
+///
+/// match Gpu::request_blocking(&RequestOptions::adapter("no such name")) {
+///     Err(DeviceError::NoAdapter { present, .. }) => println!("there are {present:?}"),
+///     other => println!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -51,6 +60,13 @@ pub enum DeviceError {
 }
 
 /// A problem that no kernel carries out on this device.
+///
+/// ```
+/// use local_attention::gpu::PlanError;
+///
+/// let error = PlanError::HeadDim { got: 300, max: 256 };
+/// assert_eq!(error.to_string(), "head_dim is 300: the GPU engine takes at most 256");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -93,6 +109,13 @@ pub enum PlanError {
 }
 
 /// Tensors that do not fit a plan.
+///
+/// ```
+/// use local_attention::gpu::BindError;
+///
+/// let error = BindError::Overlap { output: "out", input: "q" };
+/// assert_eq!(error.to_string(), "out overlaps q: results need memory of their own");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -215,6 +238,14 @@ pub enum BindError {
 }
 
 /// A call of the GPU engine that failed.
+///
+/// ```
+/// use local_attention::gpu::{DeviceError, GpuError};
+///
+/// let lost = DeviceError::Lost { doing: "a call", reason: "removed".into() };
+/// // Another device is needed; other errors leave this one as it was.
+/// assert!(matches!(GpuError::from(lost), GpuError::Device(DeviceError::Lost { .. })));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum GpuError {

@@ -12,6 +12,17 @@ use super::uniforms;
 use crate::{Call, Problem};
 
 /// How a plan's tensors are stored.
+///
+/// ```
+/// use local_attention::gpu::{Layouts, Storage};
+/// use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
+///
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(4))?;
+/// let problem = attention.problem(&AttentionShape::new([2], 8, 64))?;
+/// assert!(Layouts::contiguous(Storage::F32, &problem).vec4);
+/// assert!(!Layouts::any(Storage::F16).vec4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Layouts {
@@ -37,6 +48,32 @@ impl Layouts {
 }
 
 /// A problem made ready for a device: expensive to make, to be used for every call.
+///
+/// ```no_run
+/// use local_attention::gpu::{
+///     Bound, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace, wgpu,
+/// };
+/// use local_attention::{AttentionShape, Call, LocalAttention, LocalAttentionConfig};
+///
+/// /// Self-attention of `x` into `out`, both `[4, 1024, 64]`, recorded into the caller's pass.
+/// fn record(
+///     gpu: &Gpu,
+///     pass: &mut wgpu::ComputePass<'_>,
+///     [x, out]: [&wgpu::Buffer; 2],
+/// ) -> Result<(), Box<dyn std::error::Error>> {
+///     // Once.
+///     let attention = LocalAttention::new(LocalAttentionConfig::new(128).causal(true).dim(64))?;
+///     let problem = attention.problem(&AttentionShape::new([4], 1024, 64))?;
+///     let plan = gpu.plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem))?;
+///     let mut workspace = Workspace::new_blocking(gpu, 16)?;
+///     let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [4, 1024, 64]);
+///     let tensors = ForwardTensors::new(view(x), view(x), view(x), view(out));
+///     let bound: Bound = plan.bind_forward_blocking(&tensors, &workspace)?;
+///     // Every step; `workspace.recall()` follows the caller's submit.
+///     bound.encode(pass, &mut workspace, &Call::default())?;
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(super) gpu: Gpu,

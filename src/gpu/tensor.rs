@@ -46,6 +46,16 @@ impl From<Storage> for Dtype {
 
 /// A tensor in a buffer of the caller's: element `[i, j, ..]` lies `offset_bytes` and
 /// `i * strides_elems[0] + j * strides_elems[1] + ..` elements into it.
+///
+/// ```
+/// use local_attention::gpu::{Dtype, TensorView, wgpu};
+///
+/// /// `[b, n, h, d]` in memory, read as `[b, h, n, d]`.
+/// fn heads_first(buffer: &wgpu::Buffer, [b, n, h, d]: [usize; 4]) -> TensorView<'_> {
+///     let strides = [n * h * d, d, h * d, 1].map(|s| s as i64);
+///     TensorView::contiguous(buffer, Dtype::F32, [b, h, n, d]).with_strides_elems(strides)
+/// }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TensorView<'a> {
@@ -94,6 +104,17 @@ impl<'a> TensorView<'a> {
 }
 
 /// The tensors of a forward pass.
+///
+/// ```
+/// use local_attention::gpu::{Dtype, ForwardTensors, TensorView};
+///
+/// /// Shared queries and keys, and a mask of one byte a key.
+/// fn with_mask<'a>(qk: TensorView<'a>, v: TensorView<'a>, out: TensorView<'a>) -> ForwardTensors<'a> {
+///     let n = qk.shape[1];
+///     let mask = TensorView::contiguous(v.buffer, Dtype::U8, [1, n]).with_offset_bytes(1 << 16);
+///     ForwardTensors::new(qk.clone(), qk, v, out).with_mask(mask)
+/// }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ForwardTensors<'a> {

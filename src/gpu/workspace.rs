@@ -10,7 +10,7 @@ use super::params::Params;
 /// Uniform slots, one for each dispatch with dropout between two submissions: others need none.
 ///
 /// A slot is written once and then left alone until [`recall`](Self::recall), so that two calls
-/// recorded before one submission are both right.
+/// recorded before one submission are both right. [`Plan`](super::Plan) has an example.
 #[derive(Debug)]
 pub struct Workspace {
     id: u64,

@@ -110,6 +110,14 @@ impl Arena {
 
 /// Everything that a pipeline is compiled for. All else (windows, causality, quirks, broadcasting,
 /// which tensors there are) is data: one pipeline serves every geometry.
+///
+/// ```
+/// use local_attention::gpu::{PipelineKey, Storage};
+///
+/// // Every kernel, to be compiled ahead of time or looked at.
+/// let f16 = PipelineKey::all().into_iter().filter(|key| key.storage == Storage::F16);
+/// assert!(f16.count() > 10);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PipelineKey {
     /// What it computes.
