@@ -137,7 +137,7 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
 }
 
 /// Attended rate against arithmetic intensity, under the machine's two limits.
-pub fn roofline(rows: &[Row], floors: &[&Floor]) -> Chart {
+pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
     let rates: Vec<_> = floors.iter().map(|f| (f.gemm_flops / 1e9, f.copy_bytes / 1e9)).collect();
     let ridges = rates.iter().map(|(peak, copy)| peak / copy);

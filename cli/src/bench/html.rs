@@ -22,7 +22,7 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 ";
 
-pub fn page(rows: &[Row], floors: &[&Floor], machine: &Machine) -> Result<String, BadInput> {
+pub fn page(rows: &[Row], floors: &[Floor], machine: &Machine) -> Result<String, BadInput> {
     let plot = |chart: Result<String, _>| {
         chart.map_err(|e: Box<dyn std::error::Error>| BadInput::Usage(format!("--html: {e}")))
     };

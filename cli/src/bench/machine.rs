@@ -36,15 +36,18 @@ impl Machine {
 
 /// Peak resident memory of this process since the last reset, in bytes; Linux tells.
 pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    kernel_bytes("/proc/self/status", "VmHWM:")
 }
 
 /// Memory that programs can still have, in bytes; Linux tells.
 pub fn available_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    kernel_bytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// A size that a file of the kernel's gives in KiB.
+fn kernel_bytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 

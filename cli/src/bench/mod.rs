@@ -22,6 +22,7 @@ use crate::backend::{Backend, Chosen};
 use crate::console::Console;
 use crate::error::BadInput;
 use crate::output::{check_writable, write_whole};
+use floor::Floor;
 use machine::Machine;
 use peer::{Peer, PeerProcess};
 use row::Row;
@@ -100,10 +101,8 @@ fn check_counts(threads: &[usize], chosen: &Chosen, peers: bool) -> Result<(), B
 struct Setup {
     runner: measure::Runner,
     peers: Vec<PeerProcess>,
-    /// What the machine could do last.
-    floor: Option<floor::Floor>,
-    /// And at best in this run.
-    best: Option<floor::Floor>,
+    /// What the machine could do, before the first shape and after each.
+    floors: Vec<Floor>,
 }
 
 impl Setup {
@@ -117,10 +116,14 @@ impl Setup {
     ) -> Result<Vec<Row>, BadInput> {
         let measured = measure::measure(&self.runner, shape, &mut self.peers, seconds)?;
         let after = self.runner.floor()?;
-        let best = self.floor.as_ref().map_or_else(|| after.clone(), |before| before.best(&after));
-        self.best = Some(self.best.as_ref().map_or_else(|| best.clone(), |b| b.best(&best)));
-        self.floor = Some(after);
+        let best = self.floors.last().map_or_else(|| after.clone(), |before| before.best(&after));
+        self.floors.push(after);
         Ok(row::rows(&self.runner, shape, &measured, &best, machine))
+    }
+
+    /// What the machine could do at best in this run.
+    fn best(&self) -> Option<Floor> {
+        self.floors.iter().cloned().reduce(|a, b| a.best(&b))
     }
 }
 
@@ -155,7 +158,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
             let runner = measure::Runner::new(chosen.clone(), threads, args.isa)?;
             let start = |&peer| PeerProcess::start(peer, &args.python, runner.threads());
             let peers = args.peer.iter().map(start).collect::<Result<_, _>>()?;
-            Ok(Setup { runner, peers, floor: None, best: None })
+            Ok(Setup { runner, peers, floors: Vec::new() })
         })
         .collect::<Result<Vec<_>, BadInput>>()?;
 
@@ -173,7 +176,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     for setup in &mut setups {
         let floor = bar.suspend(|| setup.runner.floor())?;
         console.say(floor.line());
-        setup.floor = Some(floor);
+        setup.floors.push(floor);
     }
     console.say(Row::header());
     let mut rows: Vec<Row> = Vec::new();
@@ -188,7 +191,8 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         }
     }
     bar.finish_and_clear();
-    for best in setups.iter().filter_map(|s| s.best.as_ref()) {
+    let floors: Vec<Floor> = setups.iter().filter_map(Setup::best).collect();
+    for best in &floors {
         console.say(format!("best {}", best.line()));
     }
     for line in compare::threads(&rows) {
@@ -207,7 +211,6 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         write_whole(path, text(row::csv(&rows)).as_bytes())?;
     }
     if let Some(path) = &args.html {
-        let floors: Vec<_> = setups.iter().filter_map(|s| s.best.as_ref()).collect();
         write_whole(path, html::page(&rows, &floors, &machine)?.as_bytes())?;
     }
     Ok(true)
