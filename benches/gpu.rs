@@ -9,7 +9,7 @@ use std::time::Instant;
 use buffers::{read, request, upload};
 use local_attention::gpu::wgpu::{self, util::DeviceExt};
 use local_attention::gpu::{
-    Bound, Dtype, ForwardTensors, Gpu, GpuOptions, Layouts, Storage, TensorView, Workspace,
+    Bound, Dtype, ForwardTensors, Gpu, GpuOptions, Layouts, Storage, TensorView, Tile, Workspace,
 };
 use local_attention::{AttentionShape, Call, LocalAttention, LocalAttentionConfig, Problem};
 
@@ -27,9 +27,9 @@ fn main() -> Result<()> {
     );
     println!(
         "{:>7} {:>7} {:>12} {:>14} {:>14} {:>9}",
-        "n", "window", "unfused ms", "16 KiB ms", "32 keys ms", "ratios"
+        "n", "window", "unfused ms", "16 KiB ms", "32 KiB ms", "ratios"
     );
-    for (n, window) in [(1024, 128), (4096, 128)] {
+    for (n, window) in [(1024, 32), (1024, 64), (1024, 128), (1024, 512), (4096, 128)] {
         compare(&gpu, n, window)?;
     }
     Ok(())
@@ -47,7 +47,7 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
     let zeros = vec![0.0; HEADS * n * D];
     let outs = [(); 3].map(|()| upload(gpu, &zeros));
     let mut small = GpuOptions::default();
-    small.tile_keys = Some(16);
+    small.tile = Some(Tile::Small);
     let mut fused = [
         Fused::new(&gpu.with_options(small), &problem, &inputs, &outs[1])?,
         Fused::new(gpu, &problem, &inputs, &outs[2])?,

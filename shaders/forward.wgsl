@@ -1,4 +1,4 @@
-// The forward pass: a workgroup is a block of queries of one packed row, and up to 64 * CHUNKS
+// The forward pass: a workgroup is a block of queries of one packed row, and up to 4 * QUADS
 // features of the values.
 
 #import scores
@@ -8,24 +8,25 @@
 #import dropout
 #endif
 #ifdef DEGENERATE
-#import degenerate
+#import average
 #endif
 
-// Unnormalised output: rows of this thread, CHUNKS times two vec4s.
-var<private> out_quads: array<vec4<f32>, TQ * 2u * CHUNKS>;
+// Unnormalised output: of each of this thread every 8th quad.
+const OUT = QUADS / GROUPS;
+var<private> out_quads: array<vec4<f32>, TQ * OUT>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn forward(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
     let packed_row = params.first_row + group.y;
-    let first_feature = group.z * 64u * CHUNKS;
+    let first_feature = group.z * QUADS * 4u;
     let extent = begin_block(thread, packed_row, params.first_block + group.x);
     for (var i = 0u; i < TQ; i++) {
         push_zero_keys(i, block.start + row_group * TQ + i);
     }
-    for (var i = 0u; i < TQ * 2u * CHUNKS; i++) {
+    for (var i = 0u; i < TQ * OUT; i++) {
         out_quads[i] = vec4<f32>(0.0);
     }
 
@@ -34,88 +35,128 @@ fn forward(
     for (var first = extent.first.start / KT * KT; first < keys_end; first += KT) {
         // Zeros past the last visited key are counted, though tiles reach over them.
         score_tile(thread, extent, first, params.key_end);
-        share_rows(top_logits());
+        put(column_group, top_logits());
         workgroupBarrier();
-        weigh(packed_row, first);
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            if chunk > 0u {
-                workgroupBarrier();
-            }
-            load_values(thread, first, first_feature + chunk * 64u);
+        let top = row_largest();
+        workgroupBarrier();
+        weigh(packed_row, first, top);
+#repeat chunk VALUE_CHUNKS
+        if chunk > 0u {
             workgroupBarrier();
-            add_values(chunk);
         }
+        load_values(thread, first, first_feature + chunk * WIDTH);
+        workgroupBarrier();
+        add_values(chunk);
+#endrepeat
     }
 
     workgroupBarrier();
-    share_rows(total);
+    put(column_group, total);
     workgroupBarrier();
+    var sums = row_total();
+    // Queries that see nothing, or nothing with a weight.
+    var empty = 0u;
+    for (var i = 0u; i < TQ; i++) {
+        let there = block.start + row_group * TQ + i < block.end;
+        empty |= u32(there && largest[i] <= SEEN && sums[i] == 0.0) << i;
+    }
+#ifdef DEGENERATE
+    if empty != 0u {
+        average_hidden(packed_row, empty, first_feature);
+    }
+#endif
     let out_at = row_offset(params.out, packed_row);
     for (var i = 0u; i < TQ; i++) {
         let query = block.start + row_group * TQ + i;
         if query < block.end {
-            finish_row(packed_row, out_at, i, query, first_feature, group.z);
+            let row = Row(query, sums[i], ((empty >> i) & 1u) == 1u);
+            finish_row(packed_row, out_at, i, row, first_feature, group.z);
         }
     }
 }
 
 // Turns logits into weights relative to the rows' new maxima, in `s_tile` and in the sums.
-fn weigh(packed_row: u32, first: u32) {
+fn weigh(packed_row: u32, first: u32, new_tops: array<f32, TQ>) {
+    var tops = new_tops;
     for (var i = 0u; i < TQ; i++) {
-        let top = row_largest(i);
-        let query = block.start + row_group * TQ + i;
-        if top > largest[i] {
-            let factor = raise(i, top);
-            for (var c = 0u; c < 2u * CHUNKS; c++) {
-                out_quads[i * 2u * CHUNKS + c] *= factor;
+        if tops[i] > largest[i] {
+            let factor = raise(i, tops[i]);
+            for (var c = 0u; c < OUT; c++) {
+                out_quads[i * OUT + c] *= factor;
             }
         }
-        for (var j = 0u; j < TK; j++) {
-            var weight = weight_of(i, scores[i * TK + j]);
-            total[i] += weight;
+    }
+    for (var j = 0u; j < TK; j++) {
+        var weights: array<f32, TQ>;
+        for (var i = 0u; i < TQ; i++) {
+            weights[i] = weight_of(i, scores[i * TK + j]);
+            total[i] += weights[i];
+        }
+        put(column_group + j * GROUPS, weights);
+    }
 #ifdef DROPOUT
-            let key = first + column_group + j * GROUPS;
-            if weight > 0.0 {
-                let kept = is_kept(packed_row, query, slot_of(query, key));
-                weight = select(0.0, weight * params.dropout_factor, kept);
-            }
+    drop_weights(packed_row, first);
 #endif
-            s_tile[(row_group * TQ + i) * S_ROW + column_group + j * GROUPS] = weight;
+}
+
+#ifdef DROPOUT
+// Drops weights of this thread's queries and keys, and scales the others.
+fn drop_weights(packed_row: u32, first: u32) {
+    for (var part = 0u; part < TK * PARTS; part++) {
+        let key = column_group + part / PARTS * GROUPS;
+        let row = row_group * TQ + part % PARTS * PART;
+        let at = part_at(key, row_group, part % PARTS);
+        var weights = s_tile[at];
+        for (var i = 0u; i < PART; i++) {
+            if weights[i] > 0.0 {
+                let query = block.start + row + i;
+                let kept = is_kept(packed_row, query, slot_of(query, first + key));
+                weights[i] = select(0.0, weights[i] * params.dropout_factor, kept);
+            }
+        }
+        s_tile[at] = weights;
+    }
+}
+#endif
+
+// Adds weights times a chunk of values.
+fn add_values(chunk: u32) {
+    for (var key = 0u; key < KT; key++) {
+        var values: array<vec4<f32>, CHUNK / GROUPS>;
+        for (var c = 0u; c < CHUNK / GROUPS; c++) {
+            values[c] = kv_tile[key * CHUNK + c * GROUPS + column_group];
+        }
+        for (var p = 0u; p < PARTS; p++) {
+            let weights = s_tile[part_at(key, row_group, p)];
+            for (var i = 0u; i < PART; i++) {
+                for (var c = 0u; c < CHUNK / GROUPS; c++) {
+                    out_quads[(p * PART + i) * OUT + chunk * (CHUNK / GROUPS) + c] += weights[i] * values[c];
+                }
+            }
         }
     }
 }
 
-// Adds weights times a chunk of values.
-fn add_values(of_chunk: u32) {
-    // A constant where there is one chunk, so that the output stays in registers.
-    let chunk = select(of_chunk, 0u, CHUNKS == 1u);
-    for (var key = 0u; key < KT; key++) {
-        let low = kv_tile[key * KV_ROW + column_group];
-        let high = kv_tile[key * KV_ROW + GROUPS + column_group];
-        for (var i = 0u; i < TQ; i++) {
-            let weight = s_tile[(row_group * TQ + i) * S_ROW + key];
-            let at = i * 2u * CHUNKS + chunk * 2u;
-            out_quads[at] += weight * low;
-            out_quads[at + 1u] += weight * high;
-        }
-    }
+// A query's sum of weights, and whether none is one.
+struct Row {
+    query: u32,
+    sum: f32,
+    empty: bool,
 }
 
 // Writes a query's output and lse.
-fn finish_row(packed_row: u32, out_at: u32, i: u32, query: u32, first_feature: u32, value_block: u32) {
-    let sum = row_total(i);
-    let degenerate = largest[i] <= SEEN && sum == 0.0;
-    let at = out_at + query * params.out.position;
-    for (var c = 0u; c < 2u * CHUNKS; c++) {
-        let feature = first_feature + c / 2u * 64u + (c % 2u * GROUPS + column_group) * 4u;
+fn finish_row(packed_row: u32, out_at: u32, i: u32, row: Row, first_feature: u32, value_block: u32) {
+    let at = out_at + row.query * params.out.position;
+    for (var c = 0u; c < OUT; c++) {
+        let feature = first_feature + (c * GROUPS + column_group) * 4u;
         if feature < params.value_dim {
-            var x = vec4<f32>(0.0);
-            if !degenerate {
-                x = out_quads[i * 2u * CHUNKS + c] / sum;
+            var x = out_quads[i * OUT + c];
+            if !row.empty {
+                x /= row.sum;
             }
-#ifdef DEGENERATE
-            if degenerate {
-                x = hidden_mean(packed_row, i, feature);
+#ifndef DEGENERATE
+            if row.empty {
+                x = vec4<f32>(0.0);
             }
 #endif
             store_out(at + feature * params.out.feature, left(feature, params.value_dim), x);
@@ -123,10 +164,10 @@ fn finish_row(packed_row: u32, out_at: u32, i: u32, query: u32, first_feature: u
     }
     if on(LSE) && value_block == 0u && column_group == 0u {
         var lse = -3.4028234663852886e38;
-        if !degenerate {
+        if !row.empty {
             // Of both parts alone, the product could round where the sum does not.
-            lse = (largest[i] + log2(sum)) * 0.6931471805599453;
+            lse = (largest[i] + log2(row.sum)) * 0.6931471805599453;
         }
-        store_lse(params.lse.offset + packed_row * params.lse.leading.w + query * params.lse.position, lse);
+        store_lse(params.lse.offset + packed_row * params.lse.leading.w + row.query * params.lse.position, lse);
     }
 }

@@ -7,7 +7,7 @@
 #import degenerate
 #endif
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn weights(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -21,12 +21,12 @@ fn weights(
     let keys_end = min(extent.last.end, params.key_end);
     for (var first = start; first < keys_end; first += KT) {
         score_tile(thread, extent, first, params.key_end);
-        share_rows(top_logits());
+        put(column_group, top_logits());
         workgroupBarrier();
+        var tops = row_largest();
         for (var i = 0u; i < TQ; i++) {
-            let top = row_largest(i);
-            if top > largest[i] {
-                raise(i, top);
+            if tops[i] > largest[i] {
+                raise(i, tops[i]);
             }
             for (var j = 0u; j < TK; j++) {
                 total[i] += weight_of(i, scores[i * TK + j]);
@@ -34,7 +34,9 @@ fn weights(
         }
     }
     workgroupBarrier();
-    share_rows(total);
+    put(column_group, total);
+    workgroupBarrier();
+    var sums = row_total();
     workgroupBarrier();
     let out_at = params.out.offset + packed_row * params.out.leading.w;
     // The zeros of autopad that were counted too.
@@ -49,17 +51,18 @@ fn weights(
                     let weight = weight_of(i, scores[i * TK + j]);
                     // Where nothing has a weight there is nothing to divide.
                     if weight != 0.0 {
-                        store_out(out_at + query * params.out.position + slot, weight / row_total(i));
+                        store_out(out_at + query * params.out.position + slot, weight / sums[i]);
                     }
                 }
             }
         }
     }
 #ifdef DEGENERATE
+    var hidden = hidden_slots();
     for (var i = 0u; i < TQ; i++) {
         let query = block.start + row_group * TQ + i;
-        if query < block.end && on(UNIFORM_MASKED_ROWS) && largest[i] <= SEEN && row_total(i) == 0.0 {
-            share_evenly(i, query, out_at + query * params.out.position);
+        if query < block.end && on(UNIFORM_MASKED_ROWS) && largest[i] <= SEEN && sums[i] == 0.0 {
+            share_evenly(i, query, hidden[i], out_at + query * params.out.position);
         }
     }
 #endif
@@ -67,14 +70,14 @@ fn weights(
 
 #ifdef DEGENERATE
 // A row that sees nothing with a weight: the same for each slot that it does not see.
-fn share_evenly(i: u32, query: u32, row_at: u32) {
-    let hidden = hidden_slots(i);
+fn share_evenly(i: u32, query: u32, hidden: u32, row_at: u32) {
     let keys = gathered(query / params.window);
     let before = slot_of(query, keys.start);
     for (var slot = column_group; slot < params.slots; slot += GROUPS) {
         let key = keys.start + slot - before;
-        let outside = slot < before || key >= keys.end;
-        if outside || !sees(i, key) {
+        let inside = slot >= before && key < keys.end;
+        let sees = key >= seen[i].start && key < seen[i].end;
+        if !(inside && sees && lets(mask_at, key)) {
             store_out(row_at + slot, 1.0 / f32(hidden));
         }
     }

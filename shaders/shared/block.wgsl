@@ -50,7 +50,7 @@ fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         // The tile is free: of the last products, or of the last values.
         workgroupBarrier();
-        load_keys(thread, first, chunk);
+        load_keys(first, chunk);
         workgroupBarrier();
         add_products(chunk);
     }

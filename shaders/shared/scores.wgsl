@@ -17,10 +17,10 @@ fn add_products(chunk: u32) {
     for (var c = 0u; c < width; c++) {
         var k: array<vec4<f32>, TK>;
         for (var j = 0u; j < TK; j++) {
-            k[j] = kv_tile[(column_group + j * GROUPS) * KV_ROW + c];
+            k[j] = kv_tile[k_quad(column_group + j * GROUPS, c)];
         }
         for (var i = 0u; i < TQ; i++) {
-            let q = q_tile[(row_group * TQ + i) * Q_ROW + chunk * CHUNK + c];
+            let q = q_tile[q_quad(row_group * TQ + i, chunk * CHUNK + c)];
             for (var j = 0u; j < TK; j++) {
                 scores[i * TK + j] += dot(q, k[j]);
             }
@@ -47,24 +47,29 @@ fn bias_of(query: u32, key: u32) -> f32 {
     return finite_bias(load_bias(at));
 }
 
-// The logit of a visible key.
-fn adjust(score: f32, query: u32, key: u32) -> f32 {
-    var logit = score;
-    if on(BIAS) {
-        let bias = bias_of(query, key);
-        logit = select(logit + bias, HIDDEN, bias == HIDDEN);
+// Puts the biases of this thread's queries and keys where its weights will be: a loop that stays one,
+// where all of them in registers would be as many copies of the code.
+fn load_biases(first: u32) {
+    for (var part = 0u; part < TK * PARTS; part++) {
+        let slot = column_group + part / PARTS * GROUPS;
+        let row = row_group * TQ + part % PARTS * PART;
+        var biases: Part;
+        for (var i = 0u; i < PART; i++) {
+            let query = block.start + row + i;
+            biases[i] = HIDDEN;
+            if query < block.end && slot_of(query, first + slot) < params.slots {
+                biases[i] = bias_of(query, first + slot);
+            }
+        }
+        s_tile[part_at(slot, row_group, part % PARTS)] = biases;
     }
-    if on(SHARED_QK) && key == query {
-        logit = SELF_LOGIT;
-    }
-    return logit;
 }
 
 // One over the norm of a key, from the sums of squares that its loaders left.
 fn inverse_norm(slot: u32) -> f32 {
     var squares = 0.0;
-    for (var i = 0u; i < LOADERS; i++) {
-        squares += s_tile[slot * LOADERS + i];
+    for (var i = 0u; i < GROUPS; i++) {
+        squares += s_tile[slot * GROUPS + i][0];
     }
     return 1.0 / max(sqrt(squares), 1e-12);
 }
@@ -79,19 +84,32 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
                 scores[i * TK + j] *= factor;
             }
         }
+        // The sums make room for logits.
+        workgroupBarrier();
     }
     if inside && !on(SHARED_QK | BIAS | MASK) {
         return;
     }
+    if on(BIAS) {
+        load_biases(first);
+    }
     for (var j = 0u; j < TK; j++) {
-        let key = first + column_group + j * GROUPS;
+        let slot = column_group + j * GROUPS;
+        let key = first + slot;
         let open = key < end && lets(mask_at, key);
-        for (var i = 0u; i < TQ; i++) {
-            let query = block.start + row_group * TQ + i;
-            if open && key >= seen[i].start && key < seen[i].end {
-                scores[i * TK + j] = adjust(scores[i * TK + j], query, key);
-            } else {
-                scores[i * TK + j] = HIDDEN;
+        for (var p = 0u; p < PARTS; p++) {
+            var biases = Part(0.0);
+            if on(BIAS) {
+                biases = s_tile[part_at(slot, row_group, p)];
+            }
+            for (var n = 0u; n < PART; n++) {
+                let i = p * PART + n;
+                var logit = select(HIDDEN, scores[i * TK + j] + biases[n], biases[n] != HIDDEN);
+                if on(SHARED_QK) && key == block.start + row_group * TQ + i {
+                    logit = SELF_LOGIT;
+                }
+                let sees = open && key >= seen[i].start && key < seen[i].end;
+                scores[i * TK + j] = select(HIDDEN, logit, sees);
             }
         }
     }

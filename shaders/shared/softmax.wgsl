@@ -41,26 +41,42 @@ fn weight_of(i: u32, logit: f32) -> f32 {
     return 0.0;
 }
 
-// Puts each row's numbers where its eight threads find them.
-fn share_rows(part: array<f32, TQ>) {
-    var parts = part;
-    for (var i = 0u; i < TQ; i++) {
-        row_parts[(row_group * TQ + i) * GROUPS + column_group] = parts[i];
+// Puts a key's numbers, one for each query of this thread, where other threads find them.
+fn put(key: u32, numbers: array<f32, TQ>) {
+    var n = numbers;
+    for (var p = 0u; p < PARTS; p++) {
+        var part: Part;
+        for (var i = 0u; i < PART; i++) {
+            part[i] = n[p * PART + i];
+        }
+        s_tile[part_at(key, row_group, p)] = part;
     }
 }
 
-fn row_largest(i: u32) -> f32 {
-    var top = HIDDEN;
-    for (var g = 0u; g < GROUPS; g++) {
-        top = max(top, row_parts[(row_group * TQ + i) * GROUPS + g]);
+fn row_largest() -> array<f32, TQ> {
+    var top: array<f32, TQ>;
+    for (var p = 0u; p < PARTS; p++) {
+        var part = Part(HIDDEN);
+        for (var g = 0u; g < GROUPS; g++) {
+            part = max(part, s_tile[part_at(g, row_group, p)]);
+        }
+        for (var i = 0u; i < PART; i++) {
+            top[p * PART + i] = part[i];
+        }
     }
     return top;
 }
 
-fn row_total(i: u32) -> f32 {
-    var sum = 0.0;
-    for (var g = 0u; g < GROUPS; g++) {
-        sum += row_parts[(row_group * TQ + i) * GROUPS + g];
+fn row_total() -> array<f32, TQ> {
+    var sums: array<f32, TQ>;
+    for (var p = 0u; p < PARTS; p++) {
+        var part = Part(0.0);
+        for (var g = 0u; g < GROUPS; g++) {
+            part += s_tile[part_at(g, row_group, p)];
+        }
+        for (var i = 0u; i < PART; i++) {
+            sums[p * PART + i] = part[i];
+        }
     }
-    return sum;
+    return sums;
 }

@@ -9,25 +9,26 @@
 #import window
 #import rotary
 
-const THREADS = 64u;
-const GROUPS = 8u;
-const QT = TQ * GROUPS;
+const THREADS = ROW_GROUPS * GROUPS;
+const QT = TQ * ROW_GROUPS;
 const KT = TK * GROUPS;
-const CHUNK = 16u;
-// Rows of tiles are one vec4 apart from a multiple of memory banks.
-const Q_ROW = CHUNK * CHUNKS + 1u;
-const KV_ROW = CHUNK + 1u;
-const S_ROW = KT + 1u;
-// Threads that load one key together.
-const LOADERS = THREADS / KT;
-
-var<workgroup> q_tile: array<vec4<f32>, QT * Q_ROW>;
+const PARTS = TQ / PART;
+const ROW = PARTS * ROW_GROUPS;
+// Features of a chunk.
+const WIDTH = CHUNK * 4u;
+// Quads of a row lie in an order of their own, so that threads of different rows do not meet in one
+// bank of memory.
+var<workgroup> q_tile: array<vec4<f32>, QT * QUADS>;
 // Keys, then values.
-var<workgroup> kv_tile: array<vec4<f32>, KT * KV_ROW>;
-// Sums of squares of keys, then weights. Not vec4s: some compilers write a whole vector where one
-// component is assigned, and threads have neighbouring ones.
-var<workgroup> s_tile: array<f32, QT * S_ROW>;
-var<workgroup> row_parts: array<f32, QT * GROUPS>;
+var<workgroup> kv_tile: array<vec4<f32>, KT * CHUNK>;
+// Of each key the numbers of all queries. Whole vectors belong to one thread: some compilers write
+// all of one where a component is assigned.
+var<workgroup> s_tile: array<Part, KT * max(ROW, GROUPS)>;
+
+// Where a part of a row group's numbers lies.
+fn part_at(key: u32, group: u32, part: u32) -> u32 {
+    return key * ROW + ((group * PARTS + part) ^ (key * PARTS % ROW));
+}
 
 var<private> row_group: u32;
 var<private> column_group: u32;
@@ -53,11 +54,11 @@ fn left(from_feature: u32, end: u32) -> u32 {
 
 // vec4s in use in a chunk, or pairs of them.
 fn chunk_quads(chunk: u32) -> u32 {
-    return (min(64u, left(chunk * 64u, params.head_dim)) + 3u) / 4u;
+    return (min(WIDTH, left(chunk * WIDTH, params.head_dim)) + 3u) / 4u;
 }
 
 fn chunk_pairs(chunk: u32) -> u32 {
-    return (min(32u, left(chunk * 32u, params.head_dim / 2u)) + 3u) / 4u;
+    return (min(WIDTH / 2u, left(chunk * (WIDTH / 2u), params.head_dim / 2u)) + 3u) / 4u;
 }
 
 fn chunk_width(chunk: u32) -> u32 {
@@ -68,29 +69,37 @@ fn chunk_width(chunk: u32) -> u32 {
 }
 
 fn chunks() -> u32 {
-    return (params.head_dim + 63u) / 64u;
+    return (params.head_dim + WIDTH - 1u) / WIDTH;
+}
+
+fn q_quad(row: u32, quad: u32) -> u32 {
+    return row * QUADS + (quad ^ (row / TQ % 8u));
+}
+
+fn k_quad(slot: u32, quad: u32) -> u32 {
+    return slot * CHUNK + (quad ^ (slot % 8u));
 }
 
 // All queries of the block: scaled, rotated; 0 past its end.
 fn load_queries(thread: u32) {
-    for (var i = thread; i < QT * CHUNK * CHUNKS; i += THREADS) {
-        let row = i / (CHUNK * CHUNKS);
-        let chunk = i / CHUNK % CHUNKS;
+    for (var i = thread; i < QT * QUADS; i += THREADS) {
+        let row = i / QUADS;
+        let chunk = i % QUADS / CHUNK;
         let quad = i % CHUNK;
         let query = block.start + row;
         let there = query < block.end && chunk < chunks();
         let at = q_at + query * params.q.position;
-        let to = row * Q_ROW + chunk * CHUNK;
+        let to = chunk * CHUNK + quad;
         if !on(ROTARY) {
-            let feature = chunk * 64u + quad * 4u;
+            let feature = to * 4u;
             var x = vec4<f32>(0.0);
             if there && feature < params.head_dim {
                 x = load_q(at + feature * params.q.feature, left(feature, params.head_dim)) * params.scale;
             }
-            q_tile[to + quad] = x;
+            q_tile[q_quad(row, to)] = x;
         } else if quad < chunk_pairs(chunk) {
             let half = params.head_dim / 2u;
-            let feature = chunk * 32u + quad * 4u;
+            let feature = chunk * (WIDTH / 2u) + quad * 4u;
             var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
             if there {
                 let valid = left(feature, half);
@@ -99,8 +108,8 @@ fn load_queries(thread: u32) {
                 let position = bitcast<i32>(query - origin + rotary_shift());
                 pair = rotate(pair, position, bitcast<i32>(query - centre), feature / 4u);
             }
-            q_tile[to + quad] = pair.low;
-            q_tile[to + chunk_pairs(chunk) + quad] = pair.high;
+            q_tile[q_quad(row, to)] = pair.low;
+            q_tile[q_quad(row, to + chunk_pairs(chunk))] = pair.high;
         }
     }
 }
@@ -112,51 +121,50 @@ fn worth_loading(key: u32) -> bool {
 
 // A chunk of the keys from `first` on: rotated; 0 where there is none or a mask hides it. Of whole
 // keys, sums of squares.
-fn load_keys(thread: u32, first: u32, chunk: u32) {
-    let slot = thread / LOADERS;
-    let loader = thread % LOADERS;
-    let key = first + slot;
-    let there = worth_loading(key);
-    let at = k_at + key * params.k.position;
-    let to = slot * KV_ROW;
-    var squares = 0.0;
-    if !on(ROTARY) {
-        for (var quad = loader; quad < chunk_quads(chunk); quad += LOADERS) {
-            let feature = chunk * 64u + quad * 4u;
-            var x = vec4<f32>(0.0);
-            if there {
-                x = load_k(at + feature * params.k.feature, left(feature, params.head_dim));
+fn load_keys(first: u32, chunk: u32) {
+    for (var slot = row_group; slot < KT; slot += ROW_GROUPS) {
+        let key = first + slot;
+        let there = worth_loading(key);
+        let at = k_at + key * params.k.position;
+        var squares = 0.0;
+        if !on(ROTARY) {
+            for (var quad = column_group; quad < chunk_quads(chunk); quad += GROUPS) {
+                let feature = chunk * WIDTH + quad * 4u;
+                var x = vec4<f32>(0.0);
+                if there {
+                    x = load_k(at + feature * params.k.feature, left(feature, params.head_dim));
+                }
+                squares += dot(x, x);
+                kv_tile[k_quad(slot, quad)] = x;
             }
-            squares += dot(x, x);
-            kv_tile[to + quad] = x;
-        }
-    } else {
-        let half = params.head_dim / 2u;
-        for (var quad = loader; quad < chunk_pairs(chunk); quad += LOADERS) {
-            let feature = chunk * 32u + quad * 4u;
-            var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
-            if there {
-                let valid = left(feature, half);
-                pair.low = load_k(at + feature * params.k.feature, valid);
-                pair.high = load_k(at + (half + feature) * params.k.feature, valid);
-                squares += dot(pair.low, pair.low) + dot(pair.high, pair.high);
-                let lag = bitcast<i32>(centre + rotary_shift() - key);
-                pair = rotate(pair, bitcast<i32>(key - origin), lag, feature / 4u);
+        } else {
+            let half = params.head_dim / 2u;
+            for (var quad = column_group; quad < chunk_pairs(chunk); quad += GROUPS) {
+                let feature = chunk * (WIDTH / 2u) + quad * 4u;
+                var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
+                if there {
+                    let valid = left(feature, half);
+                    pair.low = load_k(at + feature * params.k.feature, valid);
+                    pair.high = load_k(at + (half + feature) * params.k.feature, valid);
+                    squares += dot(pair.low, pair.low) + dot(pair.high, pair.high);
+                    let lag = bitcast<i32>(centre + rotary_shift() - key);
+                    pair = rotate(pair, bitcast<i32>(key - origin), lag, feature / 4u);
+                }
+                kv_tile[k_quad(slot, quad)] = pair.low;
+                kv_tile[k_quad(slot, chunk_pairs(chunk) + quad)] = pair.high;
             }
-            kv_tile[to + quad] = pair.low;
-            kv_tile[to + chunk_pairs(chunk) + quad] = pair.high;
         }
-    }
-    if on(SHARED_QK) {
-        let index = slot * LOADERS + loader;
-        if chunk > 0u {
-            squares += s_tile[index];
+        if on(SHARED_QK) {
+            let index = slot * GROUPS + column_group;
+            if chunk > 0u {
+                squares += s_tile[index][0];
+            }
+            s_tile[index] = Part(squares);
         }
-        s_tile[index] = squares;
     }
 }
 
-// 64 features of the values of the keys from `first` on, from a feature on; 0 as for keys.
+// A chunk of features of the values of the keys from `first` on, from a feature on; 0 as for keys.
 fn load_values(thread: u32, first: u32, first_feature: u32) {
     for (var i = thread; i < KT * CHUNK; i += THREADS) {
         let key = first + i / CHUNK;
@@ -165,6 +173,6 @@ fn load_values(thread: u32, first: u32, first_feature: u32) {
         if feature < params.value_dim && worth_loading(key) {
             x = load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
         }
-        kv_tile[i / CHUNK * KV_ROW + i % CHUNK] = x;
+        kv_tile[i] = x;
     }
 }

@@ -4,6 +4,7 @@ use super::bindings::{self, Slot};
 use super::device::checked;
 use super::error::BindError;
 use super::layout::{LaidTensors, check_fit};
+use super::loops;
 use super::params::{self, Params};
 use super::plan::{Chunk, Pipelines, Plan};
 use super::tensor::ForwardTensors;
@@ -84,6 +85,9 @@ impl Plan {
         chunks: &[Chunk],
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
+        if !laid.repeats_bias() {
+            loops::check(&self.gpu, &self.problem, &self.key(), &self.base, false)?;
+        }
         let pipelines = self.pipelines(laid.arena()).await?;
         let stride = workspace::stride(&self.gpu);
         let (device, queue) = self.gpu.both();
@@ -166,7 +170,8 @@ impl Bound {
     /// dropout takes a slot of the workspace for each dispatch, and one without takes none.
     ///
     /// # Errors
-    /// A workspace without room, or not the one bound with.
+    /// A workspace without room, or not the one bound with; dropout on windows so far beyond the sequence
+    /// that the adapter would end the kernel's loops ([`PlanError::LoopTurns`](super::PlanError)).
     pub fn encode(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -195,11 +200,14 @@ impl Bound {
             return Err(BindError::Workspace);
         }
         let gpu = &self.plan.gpu;
+        if self.drops(call) {
+            workspace.check_room(1)?;
+            loops::check(gpu, &self.plan.problem, &self.plan.key(), &part.params, true)?;
+        }
         pass.set_pipeline(self.pipelines.of(call));
         match part.dropping.as_ref().zip(call.dropout) {
             None => pass.set_bind_group(0, &part.group, &[part.offset]),
             Some((group, dropout)) => {
-                workspace.check_room(1)?;
                 let mut params = part.params;
                 set_dropout(&mut params, self.plan.problem.dropout, dropout);
                 let offset = workspace.write(gpu.queue(), &params);

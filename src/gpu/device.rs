@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bindings;
 use super::error::{DeviceError, PlanError};
-use super::shader::PipelineKey;
+use super::shader::{PipelineKey, Tile};
 
 /// What the adapter of a device is.
 ///
@@ -51,8 +51,8 @@ impl AdapterCaps {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct GpuOptions {
-    /// Keys of a tile, 16 or 32; unset: the most that workgroup memory has room for.
-    pub tile_keys: Option<u32>,
+    /// The tile of kernels; unset: what pays. Devices without the memory for large ones get small ones.
+    pub tile: Option<Tile>,
     /// The largest binding, in bytes, below the device's own limit: for tests of splitting.
     pub max_binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension, below the device's own limit.
@@ -66,7 +66,7 @@ pub struct GpuOptions {
 impl Default for GpuOptions {
     fn default() -> Self {
         Self {
-            tile_keys: None,
+            tile: None,
             max_binding_bytes: None,
             max_workgroups: None,
             checked_shaders: false,

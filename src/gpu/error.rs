@@ -88,6 +88,17 @@ pub enum PlanError {
         /// What is needed.
         needed: u64,
     },
+    /// Windows that take more turns of loops than the adapter has: Mesa's llvmpipe ends the loops of a
+    /// thread after 65,535 turns, and results would be wrong.
+    #[error(
+        "windows of this size take up to {needed} turns of a thread's loops: this adapter (llvmpipe) ends loops after {max}; use another adapter or the CPU engine"
+    )]
+    LoopTurns {
+        /// What is needed, at most.
+        needed: u64,
+        /// The adapter's.
+        max: u64,
+    },
     /// One query or one row that is larger than a binding of the device.
     #[error(
         "{tensor} needs {needed} bytes for one query range: a binding of this device has at most {max}"
@@ -257,8 +268,19 @@ pub enum GpuError {
     Plan(#[from] PlanError),
     /// Tensors that do not fit the plan.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(BindError),
     /// A device that failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+impl From<BindError> for GpuError {
+    /// A problem or a device is what it is, whichever step found out.
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Plan(e) => Self::Plan(e),
+            BindError::Device(e) => Self::Device(e),
+            e => Self::Bind(e),
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod error;
 mod forward;
 mod host;
 mod layout;
+mod loops;
 mod params;
 mod plan;
 mod shader;
@@ -29,7 +30,7 @@ pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
 pub use error::{BindError, DeviceError, GpuError, PlanError};
 pub use host::GpuElement;
 pub use plan::{Layouts, Plan};
-pub use shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage, Tile};
 pub use tensor::{Dtype, ForwardTensors, TensorView};
 /// The version of wgpu whose devices and buffers the engine takes.
 pub use wgpu;

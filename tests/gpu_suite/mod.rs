@@ -3,6 +3,7 @@
 pub mod bad_input;
 pub mod buffers;
 pub mod large_window;
+pub mod long_window;
 pub mod one_buffer;
 pub mod oracle;
 pub mod own_device;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::f16;
 use libtest_mimic::Failed;
 use local_attention::gpu::{
-    Arena, Features, Gpu, GpuElement, GpuOptions, Kernel, Layouts, PipelineKey, Storage,
+    Arena, Features, Gpu, GpuElement, GpuOptions, Kernel, Layouts, PipelineKey, Storage, Tile,
 };
 use local_attention::{
     AttentionShape, Call, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
@@ -22,8 +22,8 @@ const LEAST: usize = 10;
 fn factors(key: &PipelineKey) -> [u32; 6] {
     [
         key.storage as u32,
-        key.chunks,
-        key.keys,
+        key.head_dim,
+        key.tile as u32,
         u32::from(key.vec4),
         u32::from(key.dropout),
         key.features as u32,
@@ -70,7 +70,7 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
             hits.retain(|_, n| *n < LEAST);
             return Err(format!("too few geometries of {hits:?}").into());
         }
-        // Sizes of one, two and four chunks of features.
+        // Every class of head sizes.
         let mut case = match seed % 3 {
             0 => Case::decode(&list(seed)),
             1 => Case::decode_sized(&list(seed), &[72, 80, 128, 100], &[65, 96, 128]),
@@ -83,9 +83,9 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
             (case.mask, case.bias) = (Vec::new(), Vec::new());
         }
         let storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
-        let tile = if seed / 6 % 2 == 0 { 16 } else { 32 };
+        let tile = if seed / 6 % 2 == 0 { Tile::Small } else { Tile::Large };
         let mut options = GpuOptions::default();
-        options.tile_keys = Some(tile);
+        options.tile = Some(tile);
         let gpu = gpu.with_options(options);
         let mut layouts = Layouts::any(storage);
         layouts.vec4 = true;

@@ -13,13 +13,21 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
     let plain = gpu.with_options(GpuOptions::default());
     let mut by_limit = [0; 4];
     let mut weights_split = 0;
+    let mut refused = 0;
     for seed in 0..400 {
         if by_limit.iter().all(|&n| n >= 50) {
             break;
         }
         let case = Case::decode(&list(50_000 + seed));
         let (problem, inputs) = (case.problem(), case.inputs());
-        let whole = plain.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        let whole = match plain.forward_blocking(&problem, &inputs, &case.call) {
+            // Dropout on windows far beyond the sequence, on an adapter that ends loops.
+            Err(GpuError::Plan(PlanError::LoopTurns { .. })) => {
+                refused += 1;
+                continue;
+            }
+            whole => whole.map_err(fail)?,
+        };
         let queries = problem.shape().query.clone();
         let weights = |gpu: &Gpu| gpu.weights_blocking(&problem, &inputs, queries.clone());
         // Of some cases, and of those only the ones that have few.
@@ -62,6 +70,7 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
             }
         }
     }
+    assert!(refused <= 5, "{refused} refused");
     assert!(weights_split >= 20, "weights were split {weights_split} times");
     match by_limit.iter().all(|&n| n >= 50) {
         true => Ok(()),

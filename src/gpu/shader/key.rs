@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::tile::Tile;
 use crate::gpu::bindings::Slot;
 use crate::gpu::params;
 
@@ -119,15 +120,16 @@ impl Arena {
 /// assert!(f16.count() > 10);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct PipelineKey {
     /// What it computes.
     pub kernel: Kernel,
     /// Type of q, k, v, the bias and the output.
     pub storage: Storage,
-    /// Chunks of 64 features that fit: 1, 2 or 4.
-    pub chunks: u32,
-    /// Keys of a tile: 16, which 16 KiB of workgroup memory have room for, or 32.
-    pub keys: u32,
+    /// The largest head_dim, and the features of a block of values: 64, 128 or 256.
+    pub head_dim: u32,
+    /// Its tile.
+    pub tile: Tile,
     /// Whether tensors are read four features at a time.
     pub vec4: bool,
     /// Whether weights are dropped.
@@ -140,10 +142,6 @@ pub struct PipelineKey {
 
 /// The largest head_dim of the kernels.
 pub const MAX_HEAD_DIM: usize = 256;
-/// Features of a chunk.
-pub(crate) const CHUNK: usize = 64;
-const THREADS: u32 = 64;
-const GROUPS: u32 = 8;
 
 impl PipelineKey {
     /// Every key there is, of those with an [`Arena`] enough to read each tensor in each way: nothing
@@ -152,8 +150,8 @@ impl PipelineKey {
         let plain = Self {
             kernel: Kernel::Forward,
             storage: Storage::F32,
-            chunks: 1,
-            keys: 16,
+            head_dim: 64,
+            tile: Tile::Small,
             vec4: false,
             dropout: false,
             features: Features::Plain,
@@ -163,8 +161,8 @@ impl PipelineKey {
         let storages = [Storage::F32, Storage::F16];
         for (storage, vec4) in storages.map(|s| [(s, false), (s, true)]).concat() {
             for features in Features::ALL {
-                for (chunks, keys) in [1, 2, 4].into_iter().flat_map(|c| [(c, 16), (c, 32)]) {
-                    let key = Self { storage, vec4, features, chunks, keys, ..plain };
+                for (head_dim, tile) in [64, 128, 256].map(|d| Tile::ALL.map(|t| (d, t))).concat() {
+                    let key = Self { storage, vec4, features, head_dim, tile, ..plain };
                     let weights = Self { kernel: Kernel::Weights, ..key };
                     all.extend([key, Self { dropout: true, ..key }, weights]);
                 }
@@ -180,34 +178,6 @@ impl PipelineKey {
         }
         all
     }
-
-    /// Queries of a workgroup, at most.
-    pub fn queries(&self) -> u32 {
-        self.thread_queries() * GROUPS
-    }
-
-    /// Queries of a thread: with more features fewer, so that registers hold the output.
-    pub(crate) fn thread_queries(&self) -> u32 {
-        4 / self.chunks.clamp(1, 4)
-    }
-
-    /// Keys of a thread.
-    pub(crate) fn thread_keys(&self) -> u32 {
-        self.keys / GROUPS
-    }
-
-    /// Threads of a workgroup.
-    pub fn threads(&self) -> u32 {
-        THREADS
-    }
-
-    /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
-    pub fn workgroup_bytes(&self) -> u32 {
-        let (queries, keys) = (u64::from(self.queries()), u64::from(self.keys));
-        let quads = queries * (16 * u64::from(self.chunks) + 1) + keys * 17;
-        let floats = queries * (keys + 1) + queries * u64::from(GROUPS);
-        u32::try_from(16 * quads + 4 * floats).unwrap_or(u32::MAX)
-    }
 }
 
 impl fmt::Display for PipelineKey {
@@ -216,13 +186,8 @@ impl fmt::Display for PipelineKey {
             Storage::F32 => "f32",
             Storage::F16 => "f16",
         };
-        write!(
-            f,
-            "{}-{storage}-d{}-k{}",
-            self.kernel.name(),
-            self.chunks * CHUNK as u32,
-            self.keys
-        )?;
+        let (kernel, tile) = (self.kernel.name(), self.tile.name());
+        write!(f, "{kernel}-{storage}-d{}-{tile}", self.head_dim)?;
         let features = match self.features {
             Features::Plain => "",
             Features::Rotary => "-rotary",
@@ -244,14 +209,6 @@ impl fmt::Display for PipelineKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn small_tiles_fit_the_smallest_device() {
-        for key in PipelineKey::all() {
-            let limit = if key.keys == 16 { 16 << 10 } else { 32 << 10 };
-            assert!(key.workgroup_bytes() <= limit, "{key}: {}", key.workgroup_bytes());
-        }
-    }
 
     #[test]
     fn labels_tell_keys_apart() {

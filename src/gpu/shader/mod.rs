@@ -3,8 +3,10 @@
 mod key;
 mod prelude;
 mod preprocess;
+mod tile;
 
 pub use key::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use tile::Tile;
 
 /// The sources, by the name they are imported by.
 fn source_of(name: &str) -> Option<&'static str> {
@@ -28,6 +30,7 @@ fn source_of(name: &str) -> Option<&'static str> {
         "softmax": "shared/softmax.wgsl",
         "dropout": "shared/dropout.wgsl",
         "degenerate": "shared/degenerate.wgsl",
+        "average": "shared/average.wgsl",
     }
 }
 
@@ -42,7 +45,8 @@ impl PipelineKey {
             }
         }
         // The sources are part of the crate, and a test expands them for every key.
-        let body = preprocess::expand(self.kernel.name(), &source_of, &defined)
+        let counts = [("VALUE_CHUNKS", self.value_chunks())];
+        let body = preprocess::expand(self.kernel.name(), &source_of, &defined, &counts)
             .unwrap_or_else(|e| format!("// {e}\n"));
         prelude::render(self) + &body
     }
@@ -57,7 +61,8 @@ mod tests {
         for key in PipelineKey::all() {
             let text = key.wgsl();
             assert!(text.contains(&format!("fn {}(", key.kernel.name())), "{key}:\n{text}");
-            let philox = key.dropout || key.features == Features::All;
+            let averages = key.kernel == Kernel::Forward && key.features == Features::All;
+            let philox = key.dropout || averages;
             assert_eq!(text.contains("fn philox("), philox, "{key}");
         }
     }

@@ -8,12 +8,13 @@ use crate::gpu::params::FLAGS;
 
 /// The text before the sources.
 pub(super) fn render(key: &PipelineKey) -> String {
-    let mut text = format!(
-        "// {key}\nconst TQ = {}u;\nconst TK = {}u;\nconst CHUNKS = {}u;\n",
-        key.thread_queries(),
-        key.thread_keys(),
-        key.chunks
-    );
+    let mut text = format!("// {key}\n");
+    for (name, value) in key.constants() {
+        let _ = writeln!(text, "const {name} = {value}u;");
+        if name == "PART" {
+            let _ = writeln!(text, "alias Part = vec{value}<f32>;");
+        }
+    }
     let _ = writeln!(text, "const POSSIBLE = {}u;", key.features.flags());
     for (name, bit) in FLAGS {
         let _ = writeln!(text, "const {name} = {bit}u;");
@@ -178,9 +179,16 @@ fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
                 Storage::F32 => memory.float(&memory.word("e")),
                 Storage::F16 => format!("unpack2x16float({})[e % 2u]", memory.word("e / 2u")),
             };
-            format!(
-                "    var x = vec4<f32>(0.0);\n    for (var i = 0u; i < min(valid, 4u); i++) {{\n        let e = at + i * params.{tensor}.feature;\n        x[i] = {element};\n    }}\n    return x;\n"
-            )
+            // No loop: some adapters count the turns of all loops, and end them.
+            let mut body =
+                format!("    var x = vec4<f32>(0.0);\n    var e = at;\n    x.x = {element};\n");
+            for i in 1..4 {
+                let _ = writeln!(
+                    body,
+                    "    if valid > {i}u {{\n        e += params.{tensor}.feature;\n        x[{i}] = {element};\n    }}"
+                );
+            }
+            body + "    return x;\n"
         }
     };
     format!("fn load_{tensor}(at: u32, valid: u32) -> vec4<f32> {{\n{body}}}\n")
@@ -196,9 +204,12 @@ fn store(key: &PipelineKey) -> String {
         }
         (false, Storage::F32) => {
             let (word, value) = (out.word("at + i * params.out.feature"), out.cast("x[i]", 1));
-            format!(
-                "    for (var i = 0u; i < min(valid, 4u); i++) {{\n        {word} = {value};\n    }}\n"
-            )
+            let part = |i| {
+                format!(
+                    "    if valid > {i}u {{\n        let i = {i}u;\n        {word} = {value};\n    }}\n"
+                )
+            };
+            (0..4).map(part).collect()
         }
         // Rows are an even number of elements apart: a word belongs to one row, and to one thread.
         // The half past the last feature is not ours.

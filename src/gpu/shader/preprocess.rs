@@ -1,7 +1,9 @@
-//! Shader sources: `#import NAME`, once each, and `#ifdef`, `#ifndef`, `#else`, `#endif`. Nothing
-//! else, so that tools for WGSL still read the files; and every mistake is an error.
+//! Shader sources: `#import NAME`, once each; `#ifdef`, `#ifndef`, `#else`, `#endif`; and
+//! `#repeat NAME COUNT` up to `#endrepeat`, a block for each number below a count, which it knows as a
+//! constant: loops that hold barriers are not unrolled by every compiler. Nothing else, so that tools for
+//! WGSL still read the files; and every mistake is an error.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// A mistake in a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +24,10 @@ pub(crate) fn expand(
     file: &str,
     source_of: &dyn Fn(&str) -> Option<&'static str>,
     defined: &[&str],
+    counts: &[(&str, u32)],
 ) -> Result<String, PreprocessError> {
-    let mut expansion = Expansion { source_of, defined, done: Vec::new(), text: String::new() };
+    let mut expansion =
+        Expansion { source_of, defined, counts, done: Vec::new(), text: String::new() };
     expansion.file(file, &|what| PreprocessError { file: file.to_owned(), line: 0, what })?;
     Ok(expansion.text)
 }
@@ -31,6 +35,7 @@ pub(crate) fn expand(
 struct Expansion<'a> {
     source_of: &'a dyn Fn(&str) -> Option<&'static str>,
     defined: &'a [&'a str],
+    counts: &'a [(&'a str, u32)],
     /// Files met.
     done: Vec<String>,
     text: String,
@@ -54,12 +59,19 @@ impl Expansion<'_> {
         }
         let source = (self.source_of)(file).ok_or_else(|| at_import(format!("no file {file}")))?;
         self.done.push(file.to_owned());
+        let lines: Vec<_> = (1..).zip(source.lines()).collect();
+        self.lines(file, &lines)
+    }
+
+    /// Expands lines of a file, with their numbers.
+    fn lines(&mut self, file: &str, lines: &[(usize, &str)]) -> Result<(), PreprocessError> {
         let mut open: Vec<Condition> = Vec::new();
-        for (i, text) in source.lines().enumerate() {
-            let line = i + 1;
+        let mut rest = lines.iter().copied();
+        while let Some((line, text)) = rest.next() {
             let fail = |what: String| PreprocessError { file: file.to_owned(), line, what };
+            let holds = open.iter().all(|c| c.holds);
             let Some(directive) = text.trim_start().strip_prefix('#') else {
-                if open.iter().all(|c| c.holds) {
+                if holds {
                     self.text.push_str(text);
                     self.text.push('\n');
                 }
@@ -68,7 +80,7 @@ impl Expansion<'_> {
             let words: Vec<_> = directive.split_whitespace().collect();
             match words[..] {
                 ["import", name] => {
-                    if open.iter().all(|c| c.holds) {
+                    if holds {
                         self.file(name, &fail)?;
                     }
                 }
@@ -84,6 +96,23 @@ impl Expansion<'_> {
                 },
                 ["endif"] => {
                     open.pop().ok_or_else(|| fail("#endif without #ifdef".to_owned()))?;
+                }
+                ["repeat", name, count] => {
+                    let times = self.counts.iter().find(|(n, _)| *n == count);
+                    let times = times.ok_or_else(|| fail(format!("no count {count}")))?.1;
+                    let mut body = Vec::new();
+                    loop {
+                        match rest.next() {
+                            None => return Err(fail("#repeat without #endrepeat".to_owned())),
+                            Some((_, text)) if text.trim() == "#endrepeat" => break,
+                            Some(line) => body.push(line),
+                        }
+                    }
+                    for i in (0..times).filter(|_| holds) {
+                        let _ = writeln!(self.text, "{{\nconst {name} = {i}u;");
+                        self.lines(file, &body)?;
+                        self.text.push_str("}\n");
+                    }
                 }
                 _ => return Err(fail(format!("'#{directive}' is no directive"))),
             }
@@ -118,16 +147,29 @@ mod tests {
             "lone else" => "#else\n",
             "two elses" => "#ifdef X\n#else\n#else\n#endif\n",
             "lone endif" => "#endif\n",
+            "repeat" => {
+                "#repeat i TWO\n#ifdef X\nx\n#endif\n#endrepeat\n#ifdef Y\n#repeat i TWO\n#endrepeat\n#endif\n"
+            }
+            "open repeat" => "#repeat i TWO\na\n",
+            "no count" => "#repeat i THREE\n#endrepeat\n",
+            "lone endrepeat" => "#endrepeat\n",
+            "wrong inside" => "#repeat i TWO\n\n#else\n#endrepeat\n",
             _ => return None,
         })
     }
 
+    fn expand(file: &str, defined: &[&str]) -> Result<String, PreprocessError> {
+        super::expand(file, &source_of, defined, &[("TWO", 2)])
+    }
+
     #[test]
     fn expands() {
-        assert_eq!(expand("main", &source_of, &["X"]).unwrap(), "x\na\nmain\n");
-        assert_eq!(expand("nested", &source_of, &["X"]).unwrap(), "x alone\n");
-        assert_eq!(expand("nested", &source_of, &["X", "Y"]).unwrap(), "both\n");
-        assert_eq!(expand("nested", &source_of, &["Y"]).unwrap(), "");
+        assert_eq!(expand("main", &["X"]).unwrap(), "x\na\nmain\n");
+        assert_eq!(expand("nested", &["X"]).unwrap(), "x alone\n");
+        assert_eq!(expand("nested", &["X", "Y"]).unwrap(), "both\n");
+        assert_eq!(expand("nested", &["Y"]).unwrap(), "");
+        let twice = "{\nconst i = 0u;\nx\n}\n{\nconst i = 1u;\nx\n}\n";
+        assert_eq!(expand("repeat", &["X"]).unwrap(), twice);
     }
 
     #[test]
@@ -140,8 +182,12 @@ mod tests {
             ("lone else", "lone else:1: #else without #ifdef"),
             ("two elses", "two elses:3: #else without #ifdef"),
             ("lone endif", "lone endif:1: #endif without #ifdef"),
+            ("open repeat", "open repeat:1: #repeat without #endrepeat"),
+            ("no count", "no count:1: no count THREE"),
+            ("lone endrepeat", "lone endrepeat:1: '#endrepeat' is no directive"),
+            ("wrong inside", "wrong inside:3: #else without #ifdef"),
         ] {
-            let error = expand(file, &source_of, &[]).unwrap_err().to_string();
+            let error = expand(file, &[]).unwrap_err().to_string();
             assert!(error.ends_with(says), "{error}");
         }
     }

@@ -1,0 +1,63 @@
+//! Adapters that end loops: Mesa's llvmpipe lets all loops of an invocation together take 65,535 turns,
+//! and then ends them all, without a word. What would need more is refused: a wrong result is worse.
+
+use super::device::Gpu;
+use super::error::PlanError;
+use super::params::Params;
+use super::shader::{Features, Kernel, PipelineKey};
+use crate::Problem;
+
+/// `LP_MAX_TGSI_LOOP_ITERATIONS` of Mesa.
+const MAX_TURNS: u64 = 65_535;
+
+/// An error where a thread's loops would be ended. `drops`: whether the call drops weights.
+pub(super) fn check(
+    gpu: &Gpu,
+    problem: &Problem,
+    key: &PipelineKey,
+    base: &Params,
+    drops: bool,
+) -> Result<(), PlanError> {
+    let info = &gpu.caps().info;
+    if !info.name.contains("llvmpipe") && info.driver != "llvmpipe" {
+        return Ok(());
+    }
+    match turns(problem, key, base, drops) {
+        needed if needed > MAX_TURNS => Err(PlanError::LoopTurns { needed, max: MAX_TURNS }),
+        _ => Ok(()),
+    }
+}
+
+/// Turns of the loops of one thread, at most: a loop counts one more than it has turns. Measured
+/// kernels take 0.75 to 0.97 of what this says.
+fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u64 {
+    let geometry = &problem.geometry;
+    let slots = geometry.slots() as u64;
+    // What the queries of a block see together, or gather.
+    let span = slots.saturating_add(u64::from(base.block_len)).min(u64::from(base.padded_len));
+    let visited = span.min(u64::from(base.key_end));
+    let tile = key.tile_turns(problem.shape.head_dim);
+    let tiles = |keys: u64| keys.div_ceil(u64::from(key.keys())) + 1;
+    let (scores, values) = match key.kernel {
+        Kernel::Forward => (tiles(visited), tiles(visited)),
+        // Once for the sums, and once for the weights.
+        Kernel::Weights => (tiles(visited) + tiles(span), 0),
+    };
+    let mut turns = scores * tile.scores + values * tile.values;
+    if key.features == Features::All {
+        let real = span.min(u64::from(base.key_len));
+        // What is hidden is counted, then averaged or given a weight.
+        turns += real;
+        turns += match key.kernel {
+            Kernel::Forward => tile.outputs * (real + real / 64 * 2 + 2),
+            Kernel::Weights => tile.queries * (slots / 8 + 1),
+        };
+        // Slots outside the sequence are visited for the bits of dropout alone.
+        if drops && key.kernel == Kernel::Forward {
+            turns =
+                turns.saturating_add(slots.saturating_sub(real).saturating_mul(12 * tile.queries));
+        }
+    }
+    // What compilers add.
+    turns.saturating_add(turns / 7)
+}

@@ -1,0 +1,144 @@
+//! The tile of a kernel: how much its workgroups hold, and what that takes.
+
+use super::key::PipelineKey;
+
+/// Threads that share queries, and the keys of a tile among them.
+const GROUPS: u32 = 8;
+/// Keys of a thread.
+const THREAD_KEYS: u32 = 4;
+
+/// How much a workgroup computes at a time. Threads hold 8 queries by 4 keys (fewer queries with a
+/// head_dim above 64 and 128, so that registers hold the output).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Tile {
+    /// 32 threads, 32 queries by 32 keys, 32 features at a time: within 16 KiB of workgroup memory,
+    /// which every device has.
+    Small,
+    /// 64 threads, 64 queries by 32 keys, 64 features at a time: within 32 KiB.
+    Large,
+}
+
+impl Tile {
+    pub(super) const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    /// Its name in labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
+
+    /// Groups of threads that share queries.
+    fn row_groups(self) -> u32 {
+        match self {
+            Self::Small => 4,
+            Self::Large => 8,
+        }
+    }
+
+    /// vec4s of features that keys and values are loaded in.
+    fn chunk(self) -> u32 {
+        match self {
+            Self::Small => 8,
+            Self::Large => 16,
+        }
+    }
+}
+
+impl PipelineKey {
+    /// Queries of a workgroup, at most.
+    pub fn queries(&self) -> u32 {
+        self.thread_queries() * self.tile.row_groups()
+    }
+
+    /// Queries of a thread.
+    fn thread_queries(&self) -> u32 {
+        512 / self.head_dim.clamp(64, 256)
+    }
+
+    /// Keys of a tile.
+    pub fn keys(&self) -> u32 {
+        THREAD_KEYS * GROUPS
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(&self) -> u32 {
+        self.tile.row_groups() * GROUPS
+    }
+
+    /// Blocks of values that outputs of this many features take.
+    pub(crate) fn value_blocks(&self, value_dim: usize) -> usize {
+        value_dim.div_ceil(self.head_dim.max(1) as usize)
+    }
+
+    /// Parts that loads of values are cut into.
+    pub(super) fn value_chunks(&self) -> u32 {
+        self.head_dim / 4 / self.tile.chunk()
+    }
+
+    /// The constants that its text begins with.
+    pub(super) fn constants(&self) -> [(&'static str, u32); 7] {
+        let queries = self.thread_queries();
+        // Numbers of queries that are read and written at once.
+        let part = queries.min(4);
+        [
+            ("TQ", queries),
+            ("TK", THREAD_KEYS),
+            ("GROUPS", GROUPS),
+            ("ROW_GROUPS", self.tile.row_groups()),
+            ("QUADS", self.head_dim / 4),
+            ("CHUNK", self.tile.chunk()),
+            ("PART", part),
+        ]
+    }
+
+    /// Turns of a thread's loops.
+    pub(in crate::gpu) fn tile_turns(&self, head_dim: usize) -> Turns {
+        let (keys, quads) = (u64::from(self.keys()), u64::from(self.tile.chunk()));
+        let (rows, threads) = (u64::from(self.tile.row_groups()), u64::from(self.threads()));
+        let chunks = (head_dim as u64).div_ceil(4 * quads);
+        // Loading keys (each loop in it once more than it turns), then their products; and what a
+        // compiler may leave of loops over a thread's own numbers.
+        let load = keys / rows * (quads / u64::from(GROUPS) + 2) + 1;
+        Turns {
+            scores: chunks * (load + quads + 2) + 40,
+            values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
+            queries: u64::from(self.thread_queries()),
+            outputs: u64::from(self.head_dim / 4 / GROUPS),
+        }
+    }
+
+    /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let (queries, keys) = (self.queries(), self.keys());
+        let tiles = 4 * queries * self.head_dim + 16 * keys * self.tile.chunk();
+        // Numbers of queries by keys, and sums of squares in vectors of their own.
+        let part = self.thread_queries().min(4);
+        tiles + 4 * keys * queries.max(part * GROUPS)
+    }
+}
+
+/// Turns of a thread's loops for a tile of keys, and what else decides about turns.
+pub(in crate::gpu) struct Turns {
+    pub(in crate::gpu) scores: u64,
+    pub(in crate::gpu) values: u64,
+    /// Queries of the thread.
+    pub(in crate::gpu) queries: u64,
+    /// vec4s of output of each.
+    pub(in crate::gpu) outputs: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_fit_the_memory_they_are_for() {
+        for key in PipelineKey::all() {
+            let limit = if key.tile == Tile::Small { 16 << 10 } else { 32 << 10 };
+            assert!(key.workgroup_bytes() <= limit, "{key}: {}", key.workgroup_bytes());
+        }
+    }
+}
