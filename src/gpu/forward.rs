@@ -2,7 +2,7 @@
 
 use super::device::Gpu;
 use super::error::GpuError;
-use super::host::{GpuElement, Outcome, padded};
+use super::host::{GpuElement, Outcome, Wait, padded};
 use super::plan::Layouts;
 use super::tensor::Dtype;
 use crate::engine::zeros;
@@ -11,8 +11,8 @@ use crate::{Call, Forward, HostInputs, Problem};
 impl Gpu {
     /// `softmax(q k^T * scale + bias, over what each query sees) v`, as
     /// [`Engine::forward`](crate::Engine::forward) says, part by part: uploaded, computed, read back.
-    /// Natively it waits for the device inside; in a browser it yields, and dropping the future ends the
-    /// work after the part at hand.
+    /// While the device works the future yields: natively a thread waits for each part, in a browser the
+    /// event loop does. Dropping it ends the work after the part at hand.
     ///
     /// # Errors
     /// Tensors that are not what the problem describes, problems no kernel carries out, devices
@@ -22,6 +22,15 @@ impl Gpu {
         problem: &Problem,
         inputs: &HostInputs<'_, T>,
         call: &Call,
+    ) -> Result<Forward<T>, GpuError> {
+        self.forward_waiting(problem, inputs, (call, Wait::Elsewhere)).await
+    }
+
+    async fn forward_waiting<T: GpuElement>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: (&Call, Wait),
     ) -> Result<Forward<T>, GpuError> {
         problem.check_inputs(inputs)?;
         let shape = &problem.shape;
@@ -64,6 +73,6 @@ impl Gpu {
         inputs: &HostInputs<'_, T>,
         call: &Call,
     ) -> Result<Forward<T>, GpuError> {
-        pollster::block_on(self.forward(problem, inputs, call))
+        pollster::block_on(self.forward_waiting(problem, inputs, (call, Wait::Here)))
     }
 }

@@ -57,6 +57,16 @@ pub(super) struct Outcome {
     pub(super) dtype: Dtype,
 }
 
+/// How results are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// On the calling thread.
+    #[cfg(not(target_arch = "wasm32"))]
+    Here,
+    /// On a thread of its own, or by the browser: the future yields.
+    Elsewhere,
+}
+
 impl Plan {
     /// Computes a call part by part: `take` gets each part, the bytes of its outcome, and its `lse`.
     /// `first_query` is that of the queries in `inputs`.
@@ -65,7 +75,7 @@ impl Plan {
         inputs: &HostInputs<'_, T>,
         first_query: usize,
         outcome: Outcome,
-        call: &Call,
+        (call, wait): (&Call, Wait),
         mut take: impl FnMut(&Chunk, &[u8], &[f32]),
     ) -> Result<(), GpuError> {
         let mut workspace = Workspace::new(&self.gpu, 1).await?;
@@ -73,7 +83,7 @@ impl Plan {
         let fits = |chunk: &Chunk| check_fit(self.part_bytes(inputs, chunk, outcome), limit);
         for chunk in self.chunks(&fits)? {
             let piece = Piece::new(self, inputs, first_query, &chunk, outcome).await?;
-            let (data, lse) = piece.run(call, &mut workspace).await?;
+            let (data, lse) = piece.run(call, wait, &mut workspace).await?;
             take(&chunk, &data, &lse);
         }
         Ok(())
@@ -257,6 +267,7 @@ impl<'a> Piece<'a> {
     async fn run(
         &self,
         call: &Call,
+        wait: Wait,
         workspace: &mut Workspace,
     ) -> Result<(Vec<u8>, Vec<f32>), GpuError> {
         let bound = self.plan.bind_piece(&self.tensors(), self.chunk, workspace).await?;
@@ -281,7 +292,7 @@ impl<'a> Piece<'a> {
             Ok::<_, BindError>(())
         })
         .await??;
-        let mut data = gpu.read_back(&self.back).await?;
+        let mut data = gpu.read_back(&self.back, wait).await?;
         let lse = data.split_off(self.out.size() as usize);
         let results = self.chunk.rows.len() * self.chunk.queries.len();
         data.truncate(results * self.outcome.elements * self.outcome.dtype.bytes() as usize);
@@ -295,20 +306,35 @@ impl<'a> Piece<'a> {
 
 impl Gpu {
     /// What a mapped buffer holds.
-    async fn read_back(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>, DeviceError> {
+    async fn read_back(&self, buffer: &wgpu::Buffer, wait: Wait) -> Result<Vec<u8>, DeviceError> {
         const DOING: &str = "reading results back";
         let lost = |reason: String| DeviceError::Lost { doing: DOING, reason };
-        let (done, mapped) = futures_intrusive::channel::shared::oneshot_channel();
+        let (done, mapped) = futures_intrusive::channel::shared::channel(2);
+        let told = done.clone();
         buffer.map_async(wgpu::MapMode::Read, .., move |result| {
             // Nobody waits any more: the call was cancelled.
-            let _ = done.send(result);
+            let _ = told.try_send(result.map_err(|e| e.to_string()));
         });
-        // In a browser the event loop does this.
         #[cfg(not(target_arch = "wasm32"))]
-        self.device().poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(e.to_string()))?;
+        {
+            let device = self.device().clone();
+            let poll = move || {
+                if let Err(e) = device.poll(wgpu::PollType::wait_indefinitely()) {
+                    // A device that is gone may never answer.
+                    let _ = done.try_send(Err(e.to_string()));
+                }
+            };
+            match wait {
+                Wait::Here => poll(),
+                Wait::Elsewhere => _ = std::thread::spawn(poll),
+            }
+        }
+        // In a browser the event loop polls.
+        #[cfg(target_arch = "wasm32")]
+        let Wait::Elsewhere = wait;
         match mapped.receive().await {
             Some(Ok(())) => {}
-            Some(Err(e)) => return Err(lost(e.to_string())),
+            Some(Err(e)) => return Err(lost(e)),
             None => return Err(lost("the device said nothing".to_owned())),
         }
         let data = buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec();

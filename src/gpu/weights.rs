@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::device::Gpu;
 use super::error::GpuError;
-use super::host::{GpuElement, Outcome};
+use super::host::{GpuElement, Outcome, Wait};
 use super::plan::Layouts;
 use super::shader::Kernel;
 use super::tensor::Dtype;
@@ -40,6 +40,16 @@ impl Gpu {
         inputs: &HostInputs<'_, T>,
         queries: Range<usize>,
     ) -> Result<Weights<T>, GpuError> {
+        self.weights_waiting(problem, inputs, queries, Wait::Elsewhere).await
+    }
+
+    async fn weights_waiting<T: GpuElement>(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        queries: Range<usize>,
+        wait: Wait,
+    ) -> Result<Weights<T>, GpuError> {
         problem.check_inputs(inputs)?;
         problem.check_queries(&queries)?;
         let slots = problem.geometry.slots();
@@ -53,14 +63,21 @@ impl Gpu {
             let layouts = Layouts { storage: T::STORAGE, vec4: true };
             let plan = self.plan_kernel(Kernel::Weights, &problem, &layouts).await?;
             let outcome = Outcome { elements: slots, dtype: Dtype::F32 };
-            plan.each_part(inputs, first_query, outcome, &Call::default(), |chunk, part, _| {
-                let n = chunk.queries.len() * slots;
-                for (i, row) in chunk.rows.clone().enumerate() {
-                    let at = (row * queries.len() + chunk.queries.start - queries.start) * slots;
-                    let numbers = part[i * n * 4..].chunks_exact(4).map(f32::take);
-                    weights[at..][..n].iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
-                }
-            })
+            plan.each_part(
+                inputs,
+                first_query,
+                outcome,
+                (&Call::default(), wait),
+                |chunk, part, _| {
+                    let n = chunk.queries.len() * slots;
+                    for (i, row) in chunk.rows.clone().enumerate() {
+                        let at =
+                            (row * queries.len() + chunk.queries.start - queries.start) * slots;
+                        let numbers = part[i * n * 4..].chunks_exact(4).map(f32::take);
+                        weights[at..][..n].iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
+                    }
+                },
+            )
             .await?;
         }
         Ok(Weights { weights, shape, keys: problem.slot_positions(queries)? })
@@ -77,6 +94,6 @@ impl Gpu {
         inputs: &HostInputs<'_, T>,
         queries: Range<usize>,
     ) -> Result<Weights<T>, GpuError> {
-        pollster::block_on(self.weights(problem, inputs, queries))
+        pollster::block_on(self.weights_waiting(problem, inputs, queries, Wait::Here))
     }
 }
