@@ -284,3 +284,30 @@ impl From<BindError> for GpuError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A type's variants, by a match that does not build without one of them.
+    macro_rules! variants {
+        ($($type:ident: $($variant:ident),*;)*) => {{
+            $(let _ = |e: &$type| match e { $($type::$variant { .. } => (),)* };)*
+            vec![$($(concat!(stringify!($type), "::", stringify!($variant))),*),*]
+        }};
+    }
+
+    /// The tests on devices cause each variant that their list has: it has them all.
+    #[test]
+    fn the_list_of_errors_is_complete() {
+        let all = variants! {
+            DeviceError: NoAdapter, Request, Lost, OutOfMemory, Refused;
+            PlanError: HeadDim, Limit, LoopTurns, LayoutExceedsBinding, Run, Device;
+            BindError: Shape, Strides, Presence, Dtype, Layout, BufferSize, Usage, Overlap, Aliasing,
+                Rank, NoSlot, WorkspaceGpu, Workspace, Plan, Device;
+        };
+        let list = include_str!("../../tests/gpu_suite/errors.txt");
+        let listed: Vec<_> = list.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(listed, all);
+    }
+}

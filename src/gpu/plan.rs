@@ -254,11 +254,6 @@ impl Gpu {
                 key.threads(),
             ),
             ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, key.threads()),
-            (
-                "max_storage_buffers_per_shader_stage",
-                limits.max_storage_buffers_per_shader_stage,
-                8,
-            ),
         ] {
             if got < needed {
                 let (got, needed) = (u64::from(got), u64::from(needed));

@@ -1,20 +1,67 @@
 //! What a plan, tensors or a device cannot do is a typed error, and the next call works.
 
+use std::collections::BTreeSet;
+
 use libtest_mimic::Failed;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::wgpu;
 use local_attention::gpu::{
-    BindError, DeviceError, Dtype, ForwardTensors, Gpu, GpuError, Layouts, PlanError,
+    BindError, DeviceError, Dtype, ForwardTensors, Gpu, GpuError, GpuOptions, Layouts, PlanError,
     RequestOptions, Storage, TensorView, Workspace,
 };
 use local_attention::{
-    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    AttentionShape, Call, Dropout, Engine, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig,
 };
 
 use super::buffers::upload;
-use super::fail;
+use super::{fail, faults};
 
-fn small_call(gpu: &Gpu) -> Result<(), GpuError> {
+/// Variants of errors that something has caused.
+#[derive(Default)]
+pub struct Seen(BTreeSet<String>);
+
+impl Seen {
+    /// Notes `Type::Variant`, and of what an error holds its own.
+    pub fn note<E: std::fmt::Debug>(&mut self, error: &E) {
+        let debug = format!("{error:?}");
+        let variant = debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let ty = std::any::type_name::<E>().rsplit("::").next().unwrap_or_default();
+        self.0.insert(format!("{ty}::{variant}"));
+    }
+}
+
+/// Every variant of the engine's errors, as `errors.txt` lists them, is caused by something; a test of the
+/// library holds that list to the variants there are.
+pub fn every_error(gpu: &Gpu) -> Result<(), Failed> {
+    let seen = &mut Seen::default();
+    bind_errors(gpu, seen)?;
+    hard_tensors(gpu, seen)?;
+    plan_errors(gpu, seen)?;
+    faults::small_limits(gpu, seen)?;
+    faults::destroyed(gpu, seen)?;
+    #[cfg(target_os = "linux")]
+    faults::no_memory(gpu, seen)?;
+    lost_device(gpu, seen)?;
+    let llvmpipe = gpu.caps().info.name.contains("llvmpipe");
+    let caused = |line: &&str| match line.split_once(' ') {
+        // Its own reason to be missing.
+        Some(("PlanError::LoopTurns", _)) if llvmpipe => true,
+        Some(_) => false,
+        None => true,
+    };
+    let missing: Vec<_> = include_str!("errors.txt")
+        .lines()
+        .filter(caused)
+        .filter(|line| !seen.0.contains(line.split(' ').next().unwrap_or(line)))
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(format!("nothing causes {missing:?}").into()),
+    }
+}
+
+pub fn small_call(gpu: &Gpu) -> Result<(), GpuError> {
     let t = || HostTensor::new(vec![0.5_f32; 32], [8, 4]).unwrap();
     let inputs = HostInputs::new(t(), t(), t());
     let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
@@ -24,7 +71,7 @@ fn small_call(gpu: &Gpu) -> Result<(), GpuError> {
     Ok(())
 }
 
-pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
+fn bind_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
     let problem = attention.problem(&AttentionShape::new([2], 8, 4).with_mask(1, 8)).unwrap();
     let plan =
@@ -84,7 +131,7 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
         let mut tensors = good();
         change(&mut tensors);
         match plan.bind_forward_blocking(&tensors, &workspace) {
-            Err(e) if e.to_string().starts_with(says) => {}
+            Err(e) if e.to_string().starts_with(says) => seen.note(&e),
             Err(e) => return Err(format!("'{e}' does not begin with '{says}'").into()),
             Ok(_) => return Err(format!("accepted, where '{says}' was expected").into()),
         }
@@ -95,6 +142,7 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
     let foreign = Workspace::new_blocking(&stranger, 1).map_err(fail)?;
     let error = plan.bind_forward_blocking(&good(), &foreign).err();
     assert_eq!(error, Some(BindError::WorkspaceGpu));
+    seen.note(&BindError::WorkspaceGpu);
     // A workspace of another binding.
     let bound = plan.bind_forward_blocking(&good(), &workspace).map_err(fail)?;
     let mut other = Workspace::new_blocking(gpu, 1).map_err(fail)?;
@@ -104,15 +152,37 @@ pub fn bind_errors(gpu: &Gpu) -> Result<(), Failed> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         let error = bound.encode(&mut pass, &mut other, &Call::default()).unwrap_err();
         assert_eq!(error, BindError::Workspace);
+        seen.note(&error);
         bound.encode(&mut pass, &mut workspace, &Call::default()).map_err(fail)?;
+        // One slot, and a second call with dropout.
+        let mut used = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+        let dropping = LocalAttention::new(LocalAttentionConfig::new(4).dropout(0.5)).unwrap();
+        let problem = dropping.problem(&AttentionShape::new([2], 8, 4)).unwrap();
+        let plan = gpu.plan_blocking(&problem, &Layouts::any(Storage::F32)).map_err(fail)?;
+        let tensors = ForwardTensors::new(view(&q), view(&k), view(&v), view(&out));
+        let bound = plan.bind_forward_blocking(&tensors, &used).map_err(fail)?;
+        let call = Call::with_dropout(Dropout { seed: 1, offset: 0 });
+        bound.encode(&mut pass, &mut used, &call).map_err(fail)?;
+        let error = bound.encode(&mut pass, &mut used, &call).unwrap_err();
+        assert_eq!(error, BindError::NoSlot { slots: 1, needed: 1 });
+        seen.note(&error);
     }
     gpu.queue().submit([encoder.finish()]);
+    // What a binding can hold is less than a row.
+    let mut options = GpuOptions::default();
+    options.max_binding_bytes = Some(32);
+    let small = gpu.with_options(options);
+    let plan = small.plan_blocking(&problem, &Layouts::any(Storage::F32)).map_err(fail)?;
+    match plan.bind_forward_blocking(&good(), &workspace) {
+        Err(e @ BindError::Plan(PlanError::LayoutExceedsBinding { .. })) => seen.note(&e),
+        other => return Err(format!("{other:?}").into()),
+    }
     small_call(gpu).map_err(fail)
 }
 
 /// Results in each other's way, in their own or in an input's buffer; dimensions that do not merge;
 /// logits that leave f32.
-pub fn hard_tensors(gpu: &Gpu) -> Result<(), Failed> {
+fn hard_tensors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
     let workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
     let [wide, k, v, out] = [128, 64, 64, 64].map(|n| upload(gpu, &vec![0.5; n]));
@@ -140,7 +210,7 @@ pub fn hard_tensors(gpu: &Gpu) -> Result<(), Failed> {
         let mut tensors = good_lse();
         change(&mut tensors);
         match lse_plan.bind_forward_blocking(&tensors, &workspace) {
-            Err(e) if e.to_string().starts_with(says) => {}
+            Err(e) if e.to_string().starts_with(says) => seen.note(&e),
             other => return Err(format!("{other:?}, where '{says}' was expected").into()),
         }
     }
@@ -156,6 +226,7 @@ pub fn hard_tensors(gpu: &Gpu) -> Result<(), Failed> {
         .bind_forward_blocking(&ForwardTensors::new(x.clone(), x.clone(), x, y), &workspace)
         .unwrap_err();
     assert_eq!(error, BindError::Rank { got: 5, max: 4 });
+    seen.note(&error);
     // A row whose logits leave f32 sees nothing with a weight; what it then reads is its window.
     let config = LocalAttentionConfig::new(128).causal(true).dim(2).use_xpos(true);
     let overflow = LocalAttention::new(config).unwrap();
@@ -176,13 +247,32 @@ pub fn hard_tensors(gpu: &Gpu) -> Result<(), Failed> {
     small_call(gpu).map_err(fail)
 }
 
-pub fn plan_errors(gpu: &Gpu) -> Result<(), Failed> {
+fn plan_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
     let problem = attention.problem(&AttentionShape::new([1], 8, 257)).unwrap();
     let error = gpu.plan_blocking(&problem, &Layouts::any(Storage::F32)).unwrap_err();
     assert_eq!(error, PlanError::HeadDim { got: 257, max: 256 });
+    seen.note(&error);
     let error = Gpu::request_blocking(&RequestOptions::adapter("no such adapter")).unwrap_err();
     assert!(matches!(error, DeviceError::NoAdapter { .. }), "{error}");
+    seen.note(&error);
+    // A window of more keys than llvmpipe's loops have turns.
+    let attention64 = LocalAttention::new(LocalAttentionConfig::new(1 << 20)).unwrap();
+    let long = attention64.problem(&AttentionShape::new([1], 1 << 20, 64)).unwrap();
+    match gpu.plan_blocking(&long, &Layouts::any(Storage::F32)) {
+        Err(e @ PlanError::LoopTurns { .. }) => seen.note(&e),
+        other => _ = other.map_err(fail)?,
+    }
+    // A row of one tensor that is larger than any binding.
+    let mut options = GpuOptions::default();
+    options.max_binding_bytes = Some(64);
+    let t = || HostTensor::new(vec![0.5_f32; 256], [4, 64]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let wide = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    match gpu.with_options(options).forward_blocking(&wide, &inputs, &Call::default()) {
+        Err(GpuError::Plan(e @ PlanError::LayoutExceedsBinding { .. })) => seen.note(&e),
+        other => return Err(format!("{other:?}").into()),
+    }
     // A batch of 0 has a result, of nothing.
     let empty = || HostTensor::new(Vec::<f32>::new(), [0, 8, 4]).unwrap();
     let inputs = HostInputs::new(empty(), empty(), empty());
@@ -193,7 +283,7 @@ pub fn plan_errors(gpu: &Gpu) -> Result<(), Failed> {
 }
 
 /// A device of its own is destroyed; another one works.
-pub fn lost_device(gpu: &Gpu) -> Result<(), Failed> {
+fn lost_device(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let name = gpu.caps().info.name.clone();
     let doomed = Gpu::request_blocking(&RequestOptions::adapter(name)).map_err(fail)?;
     small_call(&doomed).map_err(fail)?;
@@ -204,12 +294,11 @@ pub fn lost_device(gpu: &Gpu) -> Result<(), Failed> {
     assert!(matches!(plan, Err(PlanError::Device(DeviceError::Lost { .. }))), "{plan:?}");
     let workspace = Workspace::new_blocking(&doomed, 1);
     assert!(matches!(workspace, Err(DeviceError::Lost { .. })), "{workspace:?}");
+    seen.note(&plan.unwrap_err());
+    seen.note(&workspace.unwrap_err());
     match small_call(&doomed) {
-        Err(
-            GpuError::Device(e)
-            | GpuError::Plan(PlanError::Device(e))
-            | GpuError::Bind(BindError::Device(e)),
-        ) if matches!(e, DeviceError::Lost { .. }) => {}
+        Err(GpuError::Device(e) | GpuError::Plan(PlanError::Device(e)))
+            if matches!(e, DeviceError::Lost { .. }) => {}
         other => return Err(format!("{other:?}").into()),
     }
     small_call(gpu).map_err(fail)

@@ -2,12 +2,14 @@
 
 pub mod bad_input;
 pub mod buffers;
+pub mod faults;
 pub mod large_window;
 pub mod long_window;
 pub mod one_buffer;
 pub mod oracle;
 pub mod own_device;
 pub mod split;
+pub mod waiting;
 
 use libtest_mimic::Failed;
 use local_attention::gpu::{Gpu, wgpu};

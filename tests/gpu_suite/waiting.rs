@@ -1,0 +1,62 @@
+//! Futures of calls yield while the device works, and may be dropped.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use libtest_mimic::Failed;
+use local_attention::gpu::Gpu;
+use local_attention::{
+    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+};
+
+use super::{bits, fail};
+
+/// Wakes the thread that waits, and counts.
+struct Count(std::thread::Thread, AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.unpark();
+    }
+}
+
+/// A call is polled by hand: it is pending at least once, is woken by another thread, and gives what the
+/// blocking one gives. One that is dropped half-way does no harm.
+pub fn yields(gpu: &Gpu) -> Result<(), Failed> {
+    let data: Vec<f32> = (0..4 * 512 * 64).map(|i| (i % 97) as f32 / 97.0).collect();
+    let t = || HostTensor::new(&data[..], [4, 512, 64]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(128)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let call = Call::default();
+    let alone = gpu.forward_blocking(&problem, &inputs, &call).map_err(fail)?;
+    for drops in [true, false] {
+        let count = Arc::new(Count(std::thread::current(), AtomicUsize::new(0)));
+        let waker = Waker::from(count.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut future = pin!(gpu.forward(&problem, &inputs, &call));
+        let mut pending = 0;
+        let result = loop {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(result) => break Some(result),
+                Poll::Pending if drops => break None,
+                Poll::Pending => {
+                    pending += 1;
+                    std::thread::park();
+                }
+            }
+        };
+        match result {
+            None => {}
+            Some(_) if drops => return Err("ready at once".into()),
+            Some(result) => {
+                assert_eq!(bits(&result.map_err(fail)?.out), bits(&alone.out));
+                assert!(pending > 0 && count.1.load(Ordering::SeqCst) > 0, "never pending");
+            }
+        }
+    }
+    Ok(())
+}
