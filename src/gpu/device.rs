@@ -187,7 +187,15 @@ impl Gpu {
             pipelines: Mutex::default(),
             dispatches: AtomicU64::new(0),
         };
-        Ok(Self { shared: Arc::new(shared), options })
+        #[cfg_attr(
+            target_arch = "wasm32",
+            expect(
+                clippy::arc_with_non_send_sync,
+                reason = "wgpu's types stay on their thread in browsers"
+            )
+        )]
+        let shared = Arc::new(shared);
+        Ok(Self { shared, options })
     }
 
     /// On a device of its own.

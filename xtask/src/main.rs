@@ -1,8 +1,10 @@
 //! `cargo xtask test`: everything that has to pass, on a fresh machine.
 
+mod cross;
 mod package;
 mod parts;
 mod simd;
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::{package, simd};
+use crate::{package, simd, web};
 
 /// A part that can be run by name.
 pub struct Part {
@@ -41,6 +41,11 @@ pub const ALL: &[Part] = &[
         name: "gpu",
         what: "every test of the GPU engine, on lavapipe and on SwiftShader; every shader",
         run: gpu,
+    },
+    Part {
+        name: "web",
+        what: "the GPU engine in headless Chromium, against the oracle",
+        run: web::test,
     },
 ];
 

@@ -2,9 +2,11 @@
 //! in Node.
 
 use std::path::Path;
-use std::process::Command;
 
-use crate::parts::{cargo, need, root, run, which};
+use crate::cross;
+use crate::parts::{need, root, which};
+
+const WASI_LIBC: &str = "/usr/lib/wasm32-wasi/libc.a";
 
 /// A target the tests are compiled for and an emulator that runs them.
 struct Target {
@@ -71,12 +73,11 @@ impl Target {
         let mut args =
             vec!["test", "-p", "local-attention", "--no-default-features", "--target", triple];
         let std = format!("-Zbuild-std=std,{},test", self.panic);
-        let rustup = has_std(triple)
-            || Command::new("rustup").args(["target", "add", triple]).status().is_ok()
-                && has_std(triple);
+        let rustup = cross::rustup_has(triple);
         let mut settings = self.settings.clone();
         if !rustup {
-            debian_toolchain()?;
+            cross::debian_toolchain()?;
+            need(WASI_LIBC, &|| Path::new(WASI_LIBC).exists(), "wasi-libc")?;
             args.push(&std);
             settings.extend(self.debian.iter().map(|&(name, value)| (name, value.to_owned())));
         }
@@ -88,33 +89,6 @@ impl Target {
             settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         // Emulated: a fifth of the cases.
         env.extend([("LOCAL_ATTENTION_ISA", self.isa), ("LOCAL_ATTENTION_CASES", "200")]);
-        if rustup {
-            return cargo(&args, &env);
-        }
-        env.extend([("RUSTC", "/usr/bin/rustc"), ("RUSTC_BOOTSTRAP", "1")]);
-        run("/usr/bin/cargo", &args, &env)
+        cross::cargo(rustup, &args, &env)
     }
-}
-
-/// Whether this toolchain can compile for a target.
-fn has_std(triple: &str) -> bool {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", triple])
-        .output()
-        .is_ok_and(|out| Path::new(String::from_utf8_lossy(&out.stdout).trim()).exists())
-}
-
-/// Debian's rustc and cargo, with std in source.
-fn debian_toolchain() -> Result<(), String> {
-    for (file, package) in [
-        ("/usr/bin/rustc", "rustc-web"),
-        ("/usr/bin/cargo", "cargo-web"),
-        ("/usr/lib/rustlib/src/rust", "rust-web-src"),
-        ("/usr/bin/wasm-ld", "lld"),
-        ("/usr/lib/wasm32-wasi/libc.a", "wasi-libc"),
-    ] {
-        need(file, &|| Path::new(file).exists(), package)?;
-    }
-    Ok(())
 }
