@@ -13,12 +13,13 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 13] = [
+const TESTS: [(&str, Test); 14] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("hard_geometries", gpu_suite::oracle::hard_geometries),
     ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window),
     ("windows_of_many_keys", gpu_suite::long_window::long_window),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
+    ("a_bias_larger_than_a_binding", gpu_suite::split::large_bias),
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
     ("views_of_a_callers_buffers", gpu_suite::own_device::views),

@@ -116,8 +116,8 @@ impl Plan {
                 .map(|m| ("mask", bytes(&[chunk.mask_rows(problem, m.rows).len(), m.len], 1))),
         );
         all.extend(shape.bias.map(|b| {
-            let [queries, slots] = bias_size(inputs, b);
-            ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), queries, slots], element))
+            let (queries, slots) = bias_part(inputs, b, chunk);
+            ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), queries.len(), slots], element))
         }));
         // What is read back is one buffer.
         let out = bytes(&[rows, queries, outcome.elements], outcome.dtype.bytes());
@@ -177,11 +177,11 @@ impl<'a> Piece<'a> {
             None => None,
             Some((bias, b)) => {
                 let rows = chunk.bias_rows(b.rows);
-                let [queries, slots] = bias_size(inputs, b);
-                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), queries, slots, 4])?;
+                let (queries, slots) = bias_part(inputs, b, chunk);
+                let (mut bytes, _) = reserve("attn_bias", &[rows.len(), queries.len(), slots, 4])?;
                 for row in rows {
                     let view = bias.packed_row(row, 2);
-                    for i in 0..queries {
+                    for i in queries.clone() {
                         (0..slots).for_each(|j| view.at(i, j).put(&mut bytes));
                     }
                 }
@@ -221,7 +221,10 @@ impl<'a> Piece<'a> {
                 v: up("v", &v),
                 mask: mask.as_ref().map(|m| up("mask", m)),
                 bias: bias.as_ref().map(|b| up("attn_bias", b)),
-                bias_size: shape.bias.map_or([1, 1], |b| bias_size(inputs, b)),
+                bias_size: shape.bias.map_or([1, 1], |b| {
+                    let (queries, slots) = bias_part(inputs, b, chunk);
+                    [queries.len(), slots]
+                }),
                 out,
                 lse,
                 back: make("results", read as usize, back),
@@ -343,14 +346,19 @@ impl Gpu {
     }
 }
 
-/// Queries and slots of a bias that have numbers of their own: a stride of 0 repeats one.
-fn bias_size<T: GpuElement>(inputs: &HostInputs<'_, T>, b: BiasShape) -> [usize; 2] {
+/// Queries and slots of a bias that a part reads and that have numbers of their own: a stride of 0
+/// repeats one.
+fn bias_part<T: GpuElement>(
+    inputs: &HostInputs<'_, T>,
+    b: BiasShape,
+    chunk: &Chunk,
+) -> (Range<usize>, usize) {
     let repeats = |axis: usize| match &inputs.attn_bias {
         Some(bias) => bias.packed_row(0, 2).strides().get(axis) == Some(&0),
         None => false,
     };
-    let own = |n: usize, axis: usize| if repeats(axis) { 1 } else { n };
-    [own(b.queries, 0), own(b.slots, 1)]
+    let queries = if repeats(0) { 0..1 } else { chunk.bias_queries(b.queries) };
+    (queries, if repeats(1) { 1 } else { b.slots })
 }
 
 /// Features of a row on the device.

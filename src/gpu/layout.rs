@@ -99,14 +99,16 @@ impl<'a> LaidTensors<'a> {
     }
 
     /// Tensors that hold a part alone: `[rows, positions, features]` from its first row, query and
-    /// key on; mask and bias the rows that it reads.
+    /// key on; mask and bias the rows, the bias the queries, that it reads.
     pub(super) fn of_piece(problem: &Problem, tensors: &ForwardTensors<'a>, chunk: &Chunk) -> Self {
         let one_row = problem.kv_batch == 1;
         let (rows, keys, queries) = (chunk.rows.start, chunk.keys.start, chunk.queries.start);
         let kv_rows = if one_row { 0 } else { rows };
         // They begin with the first row that the part reads.
         let mask_row = problem.shape.mask.map_or(0, |m| chunk.mask_rows(problem, m.rows).start);
-        let bias_row = problem.shape.bias.map_or(0, |b| chunk.bias_rows(b.rows).start);
+        let bias_start = problem.shape.bias.map_or((0, 0), |b| {
+            (chunk.bias_rows(b.rows).start, chunk.bias_queries(b.queries).start)
+        });
         let mut laid = Self {
             dims: [1, 1, 1, problem.batch as u32],
             q: Laid::plain(&tensors.q).without(rows, queries),
@@ -116,7 +118,10 @@ impl<'a> LaidTensors<'a> {
             out_elements: tensors.out.shape.last().copied().unwrap_or(0),
             mask_words: false,
             mask: tensors.mask.as_ref().map(|t| Laid::plain(t).without(mask_row, 0)),
-            bias: tensors.attn_bias.as_ref().map(|t| Laid::plain(t).without(bias_row, 0)),
+            bias: tensors
+                .attn_bias
+                .as_ref()
+                .map(|t| Laid::plain(t).without(bias_start.0, bias_start.1)),
             lse: tensors.lse.as_ref().map(|t| Laid::plain(t).without(rows, queries)),
         };
         if one_row {
@@ -167,7 +172,8 @@ impl<'a> LaidTensors<'a> {
             (Slot::Mask, rows_only(m.rows), chunk.mask_rows(problem, m.rows), 0..m.len, 1)
         }));
         all.extend(shape.bias.map(|b| {
-            (Slot::Bias, rows_only(b.rows), chunk.bias_rows(b.rows), 0..b.queries, b.slots)
+            let queries = chunk.bias_queries(b.queries);
+            (Slot::Bias, rows_only(b.rows), chunk.bias_rows(b.rows), queries, b.slots)
         }));
         let limits = plan.gpu.device().limits();
         let alignment = u64::from(limits.min_storage_buffer_offset_alignment);

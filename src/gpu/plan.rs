@@ -140,6 +140,15 @@ impl Chunk {
             false => 0..rows,
         }
     }
+
+    /// Queries of a bias that it reads: they repeat after so many.
+    pub(super) fn bias_queries(&self, queries: usize) -> Range<usize> {
+        let (first, last) = (self.queries.start, self.queries.end - 1);
+        match first / queries == last / queries {
+            true => first % queries..last % queries + 1,
+            false => 0..queries,
+        }
+    }
 }
 
 impl Gpu {
@@ -327,6 +336,9 @@ impl Plan {
             } else if middle > queries.start && middle < queries.end {
                 open.push((rows.clone(), middle..queries.end));
                 open.push((rows, queries.start..middle));
+            } else if let (Err(_), Some(cut)) = (&fit, self.bias_cut(&queries)) {
+                open.push((rows.clone(), cut..queries.end));
+                open.push((rows, queries.start..cut));
             } else {
                 // One block of queries of one row: as small as it gets.
                 fit?;
@@ -334,6 +346,12 @@ impl Plan {
             }
         }
         Ok(done)
+    }
+
+    /// Where the queries of a block begin with those of a bias again: together they read all of it.
+    fn bias_cut(&self, queries: &Range<usize>) -> Option<usize> {
+        let period = self.problem.shape.bias?.queries;
+        Some((queries.start / period + 1) * period).filter(|cut| *cut < queries.end)
     }
 
     /// Whether a part stays within a dispatch, and within the patience of a driver's watchdog.

@@ -1,13 +1,17 @@
 //! Work is cut into parts by limits; which bits come out does not depend on them.
 
 use libtest_mimic::Failed;
-use local_attention::gpu::{Gpu, GpuError, GpuOptions, PlanError};
+use local_attention::gpu::{
+    Dtype, ForwardTensors, Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage, TensorView,
+    Tile, Workspace,
+};
 use local_attention::{
     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
-use super::{bits, fail, list};
-use crate::common::Case;
+use super::buffers::{read, upload};
+use super::{bits, fail, list, submit};
+use crate::common::{Case, Noise};
 
 pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
     let plain = gpu.with_options(GpuOptions::default());
@@ -98,6 +102,49 @@ pub fn checked_shaders(gpu: &Gpu) -> Result<(), Failed> {
         if !same || weights(&plain)? != weights(&checked)? {
             return Err(format!("seed {seed}: other bits\n{case:?}").into());
         }
+    }
+    Ok(())
+}
+
+/// A bias that is larger than a binding is cut by queries, like all else: in host memory and in a buffer.
+pub fn large_bias(gpu: &Gpu) -> Result<(), Failed> {
+    const W: usize = 96;
+    let (n, d, slots) = (5 * W - 20, 8, 2 * W);
+    let data = Noise::new(5).normals(n * d);
+    let bias = Noise::new(6).normals(W * slots);
+    let t = || HostTensor::new(&data[..], [n, d]).unwrap();
+    let bias_tensor = HostTensor::new(&bias[..], [1, W, slots]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t()).with_attn_bias(bias_tensor);
+    let config = LocalAttentionConfig::new(W as i64).causal(true).autopad(true);
+    let attention = LocalAttention::new(config).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let call = Call::default();
+    for tile in [Tile::Small, Tile::Large] {
+        let mut options = GpuOptions::default();
+        options.tile = Some(tile);
+        let whole = gpu
+            .with_options(options.clone())
+            .forward_blocking(&problem, &inputs, &call)
+            .map_err(fail)?;
+        // Two thirds of the bias, and as much as one block of queries reads of it.
+        options.max_binding_bytes = Some(W as u64 * slots as u64 * 4 * 2 / 3);
+        let small = gpu.with_options(options);
+        let before = gpu.dispatches();
+        let part = small.forward_blocking(&problem, &inputs, &call).map_err(fail)?;
+        assert!(gpu.dispatches() > before + 5, "{} dispatches", gpu.dispatches() - before);
+        assert_eq!(bits(&part.out), bits(&whole.out), "{tile:?}, host tensors");
+        let [x, b, out] = [&data[..], &bias, &vec![0.0; n * d]].map(|data| upload(gpu, data));
+        let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
+        let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out))
+            .with_attn_bias(TensorView::contiguous(&b, Dtype::F32, [1, W, slots]));
+        let plan = small
+            .plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem))
+            .map_err(fail)?;
+        let mut workspace = Workspace::new_blocking(&small, 1).map_err(fail)?;
+        let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
+        assert!(bound.chunks() > 5, "{} chunks", bound.chunks());
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &call).unwrap());
+        assert_eq!(bits(&read(gpu, &out)), bits(&whole.out), "{tile:?}, buffers");
     }
     Ok(())
 }
