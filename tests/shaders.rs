@@ -12,9 +12,13 @@ fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
     let text = key.wgsl();
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&text)));
-    // Nothing beyond WebGPU's baseline, to which unpacking halves belongs.
+    // Nothing beyond WebGPU's baseline, to which unpacking halves belongs, but what the key says.
     let baseline = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let mut validator = Validator::new(ValidationFlags::all(), baseline);
+    let needed = match key.f16_out {
+        true => baseline | Capabilities::SHADER_FLOAT16,
+        false => baseline,
+    };
+    let mut validator = Validator::new(ValidationFlags::all(), needed);
     let info = validator
         .validate(&module)
         .unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&text)));

@@ -75,6 +75,7 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
         key.workgroup_bytes() <= room
             && key.threads() <= limits.max_compute_invocations_per_workgroup
             && limits.max_storage_buffers_per_shader_stage >= 8
+            && (!key.f16_out || adapter.features().contains(wgpu::Features::SHADER_F16))
             // Options that change no tile are no variants.
             && !key.dropout && key.features == Features::Plain && key.kernel == Kernel::Forward
     };

@@ -166,7 +166,10 @@ impl Gpu {
         problem: &Problem,
         layouts: &Layouts,
     ) -> Result<Plan, PlanError> {
-        let key = PipelineKey { kernel, ..self.key(problem, layouts)? };
+        let key = self.key(problem, layouts)?;
+        // Weights are f32.
+        let f16_out = key.f16_out && kernel == Kernel::Forward;
+        let key = PipelineKey { kernel, f16_out, ..key };
         let blocks = key.value_blocks(problem.shape.value_dim) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
         if blocks > most {
@@ -227,10 +230,14 @@ impl Gpu {
             head_dim: shape.head_dim.next_power_of_two().max(64) as u32,
             tile: Tile::Small,
             vec4: layouts.vec4 && rotary_quads,
+            f16_out: false,
             dropout: false,
             features,
             arena: Arena::NONE,
         };
+        let has_f16 = self.device().features().contains(wgpu::Features::SHADER_F16);
+        let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
+        let key = PipelineKey { f16_out, ..key };
         self.check_limits(&key)?;
         let large = PipelineKey { tile: Tile::Large, ..key };
         let pays = match self.options().tile {
@@ -289,7 +296,8 @@ impl Plan {
         if arena == self.key.arena {
             return Ok(self.pipelines.clone());
         }
-        let key = PipelineKey { arena, ..self.key };
+        // Other tensors of the buffer are read as words.
+        let key = PipelineKey { arena, f16_out: false, ..self.key };
         Pipelines::new(&self.gpu, key, self.problem.dropout > 0.0).await
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::f16;
 use libtest_mimic::Failed;
 use local_attention::gpu::{
-    Arena, Features, Gpu, GpuElement, GpuOptions, Kernel, Layouts, PipelineKey, Storage, Tile,
+    Arena, Features, Gpu, GpuElement, GpuOptions, Kernel, Layouts, PipelineKey, Storage, Tile, wgpu,
 };
 use local_attention::{
     AttentionShape, Call, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
@@ -38,11 +38,16 @@ fn pairs(key: &PipelineKey) -> Vec<(usize, u32, usize, u32)> {
 }
 
 /// Few keys that have every pair of values, chosen greedily.
-fn covering() -> Vec<PipelineKey> {
+fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
     // Tensors in one buffer, and single features without rotary embedding, which calls on host
     // tensors never need, have tests of their own.
     let mut all = PipelineKey::all();
+    let has_f16 = gpu.device().features().contains(wgpu::Features::SHADER_F16);
     all.retain(|key| {
+        // Taken wherever it can be.
+        if key.storage == Storage::F16 && !key.vec4 && key.f16_out != has_f16 {
+            return false;
+        }
         let reached = key.vec4 || key.features != Features::Plain;
         reached && key.arena == Arena::NONE && key.kernel == Kernel::Forward
     });
@@ -58,7 +63,7 @@ fn covering() -> Vec<PipelineKey> {
 }
 
 pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
-    let chosen = covering();
+    let chosen = covering(gpu);
     assert!(chosen.len() <= 24, "{} keys", chosen.len());
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();

@@ -1,12 +1,15 @@
 //! On a caller's device: its buffers, its passes, its submissions.
 
+use half::f16;
 use libtest_mimic::Failed;
-use local_attention::gpu::{Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace};
+use local_attention::gpu::{
+    BindError, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace, wgpu,
+};
 use local_attention::{
     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
-use super::buffers::{read, upload};
+use super::buffers::{read, read_bytes, upload, upload_bytes};
 use super::{bits, fail, submit};
 use crate::common::Noise;
 
@@ -20,6 +23,54 @@ pub fn views(gpu: &Gpu) -> Result<(), Failed> {
     let plain = LocalAttentionConfig::new(8).causal(true);
     for config in [all, plain.clone().dim(8), plain] {
         views_of(gpu, config, [b, n, h, d], &data)?;
+    }
+    Ok(())
+}
+
+/// Results in f16 whose rows begin at odd elements, or whose features do not lie side by side: written
+/// where the device has 16-bit floats, refused where it has not.
+pub fn odd_f16_rows(gpu: &Gpu) -> Result<(), Failed> {
+    let [h, n, d, dv] = [3, 20, 5, 3];
+    let mut noise = Noise::new(8);
+    let half = |data: Vec<f32>| data.into_iter().map(f16::from_f32).collect::<Vec<_>>();
+    let (x, v) = (half(noise.normals(h * n * d)), half(noise.normals(h * n * dv)));
+    let bytes = |data: &[f16]| data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+    let attention = LocalAttention::new(LocalAttentionConfig::new(6).autopad(true)).unwrap();
+    let problem = attention.problem(&AttentionShape::new([h], n, d).with_value_dim(dv)).unwrap();
+    let t = |data: &[f16], d| HostTensor::new(data.to_vec(), [h, n, d]).unwrap();
+    let inputs = HostInputs::new(t(&x, d), t(&x, d), t(&v, dv));
+    let expected = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
+    let (x, v) = (upload_bytes(gpu, &bytes(&x)), upload_bytes(gpu, &bytes(&v)));
+    let plan = gpu.plan_blocking(&problem, &Layouts::any(Storage::F16)).map_err(fail)?;
+    let mut workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    let has_f16 = gpu.device().features().contains(wgpu::Features::SHADER_F16);
+    for (first, [row, position, feature]) in
+        [(1, [n * dv, dv, 1]), (3, [2 * n * dv + 1, 2 * dv, 2]), (0, [1, h, h * n])]
+    {
+        const FILL: u8 = 0x5a;
+        let out = upload_bytes(gpu, &[FILL; 1024]);
+        let view = |buffer, d| TensorView::contiguous(buffer, Dtype::F16, [h, n, d]);
+        let result = view(&out, dv)
+            .with_strides_elems([row, position, feature].map(|s| s as i64))
+            .with_offset_bytes(2 * first as u64);
+        let tensors = ForwardTensors::new(view(&x, d), view(&x, d), view(&v, dv), result);
+        let bound = match plan.bind_forward_blocking(&tensors, &workspace) {
+            Err(BindError::Layout { tensor: "out", .. }) if !has_f16 => continue,
+            bound => bound.map_err(fail)?,
+        };
+        assert!(has_f16, "odd rows of words");
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &Call::default()).unwrap());
+        let got = read_bytes(gpu, &out);
+        let mut want = [FILL; 1024];
+        for (i, x) in expected.iter().enumerate() {
+            let (r, t, c) = (i / (n * dv), i / dv % n, i % dv);
+            let at = 2 * (first + r * row + t * position + c * feature);
+            want[at..at + 2].copy_from_slice(&x.to_le_bytes());
+        }
+        assert!(
+            got == want,
+            "other bytes, or others written, at strides {row}, {position}, {feature}"
+        );
     }
     Ok(())
 }

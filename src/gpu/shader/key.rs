@@ -132,6 +132,9 @@ pub struct PipelineKey {
     pub tile: Tile,
     /// Whether tensors are read four features at a time.
     pub vec4: bool,
+    /// Whether the output is written as single 16-bit floats, for which the device has `SHADER_F16`: its
+    /// rows may begin at odd elements. Otherwise two make a word.
+    pub f16_out: bool,
     /// Whether weights are dropped.
     pub dropout: bool,
     /// What of the rarer options its code has.
@@ -153,6 +156,7 @@ impl PipelineKey {
             head_dim: 64,
             tile: Tile::Small,
             vec4: false,
+            f16_out: false,
             dropout: false,
             features: Features::Plain,
             arena: Arena::NONE,
@@ -165,6 +169,10 @@ impl PipelineKey {
                     let key = Self { storage, vec4, features, head_dim, tile, ..plain };
                     let weights = Self { kernel: Kernel::Weights, ..key };
                     all.extend([key, Self { dropout: true, ..key }, weights]);
+                    if storage == Storage::F16 && !vec4 {
+                        let key = Self { f16_out: true, ..key };
+                        all.extend([key, Self { dropout: true, ..key }]);
+                    }
                 }
             }
             let features = Features::All;
@@ -194,7 +202,8 @@ impl fmt::Display for PipelineKey {
             Features::All => "-all",
         };
         f.write_str(features)?;
-        for (on, name) in [(self.vec4, "-vec4"), (self.dropout, "-dropout")] {
+        let flags = [(self.vec4, "-vec4"), (self.f16_out, "-f16out"), (self.dropout, "-dropout")];
+        for (on, name) in flags {
             if on {
                 f.write_str(name)?;
             }

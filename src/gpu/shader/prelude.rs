@@ -9,6 +9,9 @@ use crate::gpu::params::FLAGS;
 /// The text before the sources.
 pub(super) fn render(key: &PipelineKey) -> String {
     let mut text = format!("// {key}\n");
+    if key.f16_out {
+        text.push_str("enable f16;\n");
+    }
     for (name, value) in key.constants() {
         let _ = writeln!(text, "const {name} = {value}u;");
         if name == "PART" {
@@ -23,6 +26,7 @@ pub(super) fn render(key: &PipelineKey) -> String {
         let (name, number) = (slot.name(), slot as u32);
         let (space, ty) = match slot {
             Slot::Params => ("uniform", "Params".to_owned()),
+            Slot::Out if key.f16_out => ("storage, read_write", "array<f16>".to_owned()),
             Slot::Out | Slot::Lse => ("storage, read_write", Memory::own(key, slot).array()),
             _ => ("storage, read", Memory::own(key, slot).array()),
         };
@@ -198,6 +202,14 @@ fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
 fn store(key: &PipelineKey) -> String {
     let out = Memory::own(key, Slot::Out);
     let body = match (key.vec4, key.storage) {
+        _ if key.f16_out => {
+            let part = |i| {
+                format!(
+                    "    if valid > {i}u {{\n        out_data[at + {i}u * params.out.feature] = f16(x[{i}]);\n    }}\n"
+                )
+            };
+            (0..4).map(part).collect()
+        }
         (true, Storage::F32) => out.write("at", &out.cast("x", 4), 4),
         (true, Storage::F16) => {
             out.write("at / 2u", "vec2<u32>(pack2x16float(x.xy), pack2x16float(x.zw))", 2)
