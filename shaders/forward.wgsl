@@ -126,8 +126,10 @@ fn add_values(chunk: u32) {
         for (var c = 0u; c < CHUNK / GROUPS; c++) {
             values[c] = kv_tile[key * CHUNK + c * GROUPS + column_group];
         }
+        let first = part_at(key, row_group, 0u);
         for (var p = 0u; p < PARTS; p++) {
-            let weights = s_tile[part_at(key, row_group, p)];
+            // The order of parts moves all parts of a thread together.
+            let weights = s_tile[first ^ p];
             for (var i = 0u; i < PART; i++) {
                 for (var c = 0u; c < CHUNK / GROUPS; c++) {
                     out_quads[(p * PART + i) * OUT + chunk * (CHUNK / GROUPS) + c] += weights[i] * values[c];

@@ -58,11 +58,18 @@ fn weights(
         }
     }
 #ifdef DEGENERATE
-    var hidden = hidden_slots();
+    var empty = 0u;
     for (var i = 0u; i < TQ; i++) {
-        let query = block.start + row_group * TQ + i;
-        if query < block.end && on(UNIFORM_MASKED_ROWS) && largest[i] <= SEEN && sums[i] == 0.0 {
-            share_evenly(i, query, hidden[i], out_at + query * params.out.position);
+        let there = block.start + row_group * TQ + i < block.end;
+        empty |= u32(there && largest[i] <= SEEN && sums[i] == 0.0) << i;
+    }
+    if empty != 0u && on(UNIFORM_MASKED_ROWS) {
+        var hidden = hidden_slots();
+        for (var i = 0u; i < TQ; i++) {
+            let query = block.start + row_group * TQ + i;
+            if ((empty >> i) & 1u) == 1u {
+                share_evenly(i, query, hidden[i], out_at + query * params.out.position);
+            }
         }
     }
 #endif

@@ -1,5 +1,5 @@
 // The same forward pass in three dispatches, scores in memory: what fusing saves. Causal, one window
-// back, d = 64, no rotary. Each product is a tile of 32 by 32, 4 by 4 a thread, as in the fused kernel.
+// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 8 by 4 a thread, as in the fused kernel.
 
 struct Shape {
     n: u32,
@@ -9,7 +9,10 @@ struct Shape {
 }
 
 const D = 64u;
-const TILE = 32u;
+// Queries and slots of a tile, and a thread's queries.
+const QUERIES = 64u;
+const SLOTS = 32u;
+const ROWS = 8u;
 const ROW = 17u;
 const HIDDEN = -3.4e38;
 
@@ -21,8 +24,8 @@ const HIDDEN = -3.4e38;
 @group(0) @binding(4) var<storage, read_write> scores: array<f32>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
-var<workgroup> a_tile: array<vec4<f32>, TILE * ROW>;
-var<workgroup> b_tile: array<vec4<f32>, TILE * ROW>;
+var<workgroup> a_tile: array<vec4<f32>, QUERIES * ROW>;
+var<workgroup> b_tile: array<vec4<f32>, SLOTS * ROW>;
 
 fn score_at(row: u32, query: u32, slot: u32) -> u32 {
     return (row * shape.n + query) * 2u * shape.window + slot;
@@ -36,13 +39,15 @@ fn first_position(query: u32) -> i32 {
 // Workgroup: a tile of queries by a tile of slots of one row.
 @compute @workgroup_size(64)
 fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let query = group.x * TILE;
-    let slot = group.y * TILE;
+    let query = group.x * QUERIES;
+    let slot = group.y * SLOTS;
     let position = first_position(query) + i32(slot);
     let row = group.z;
-    for (var i = thread; i < TILE * 16u; i += 64u) {
+    for (var i = thread; i < QUERIES * 16u; i += 64u) {
         let at = (row * shape.n + query + i / 16u) * 16u + i % 16u;
         a_tile[i / 16u * ROW + i % 16u] = q[at] * shape.scale;
+    }
+    for (var i = thread; i < SLOTS * 16u; i += 64u) {
         let key = position + i32(i / 16u);
         var x = vec4<f32>(0.0);
         if key >= 0 {
@@ -51,18 +56,24 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         b_tile[i / 16u * ROW + i % 16u] = x;
     }
     workgroupBarrier();
-    let r = thread / 8u * 4u;
+    let r = thread / 8u * ROWS;
     let c = thread % 8u;
-    var sums: array<f32, 16>;
+    var sums: array<f32, ROWS * 4u>;
     for (var p = 0u; p < 16u; p++) {
-        for (var i = 0u; i < 4u; i++) {
-            let x = a_tile[(r + i) * ROW + p];
+        let first = r * ROW + p;
+        let first_slot = c * ROW + p;
+        var y: array<vec4<f32>, 4>;
+        for (var j = 0u; j < 4u; j++) {
+            y[j] = b_tile[first_slot + j * 8u * ROW];
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            let x = a_tile[first + i * ROW];
             for (var j = 0u; j < 4u; j++) {
-                sums[i * 4u + j] += dot(x, b_tile[(c + j * 8u) * ROW + p]);
+                sums[i * 4u + j] += dot(x, y[j]);
             }
         }
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < ROWS; i++) {
         for (var j = 0u; j < 4u; j++) {
             let t = query + r + i;
             let u = position + i32(c + j * 8u);
@@ -99,14 +110,14 @@ fn softmax(@builtin(global_invocation_id) id: vec3<u32>) {
 // Workgroup: a tile of queries of one row, all 64 features.
 @compute @workgroup_size(64)
 fn values(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let query = group.x * TILE;
+    let query = group.x * QUERIES;
     let row = group.z;
-    let r = thread / 8u * 4u;
+    let r = thread / 8u * ROWS;
     let c = thread % 8u;
-    var sums: array<vec4<f32>, 8>;
-    for (var slot = 0u; slot < 2u * shape.window; slot += TILE) {
+    var sums: array<vec4<f32>, ROWS * 2u>;
+    for (var slot = 0u; slot < 2u * shape.window; slot += SLOTS) {
         let position = first_position(query) + i32(slot);
-        for (var i = thread; i < TILE * 16u; i += 64u) {
+        for (var i = thread; i < SLOTS * 16u; i += 64u) {
             let key = position + i32(i / 16u);
             var x = vec4<f32>(0.0);
             if key >= 0 {
@@ -115,18 +126,19 @@ fn values(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
             b_tile[i / 16u * ROW + i % 16u] = x;
         }
         workgroupBarrier();
-        for (var p = 0u; p < TILE; p++) {
+        for (var p = 0u; p < SLOTS; p++) {
+            let first = score_at(row, query + r, slot + p);
             let low = b_tile[p * ROW + c];
             let high = b_tile[p * ROW + 8u + c];
-            for (var i = 0u; i < 4u; i++) {
-                let weight = scores[score_at(row, query + r + i, slot + p)];
+            for (var i = 0u; i < ROWS; i++) {
+                let weight = scores[first + i * 2u * shape.window];
                 sums[i * 2u] += weight * low;
                 sums[i * 2u + 1u] += weight * high;
             }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < ROWS; i++) {
         let at = (row * shape.n + query + r + i) * 16u + c;
         out[at] = sums[i * 2u];
         out[at + 8u] = sums[i * 2u + 1u];

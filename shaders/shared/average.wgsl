@@ -1,7 +1,9 @@
 // The output of rows that see nothing with a weight: the mean over what they do not see.
 
 #import degenerate
+#ifdef DROPOUT
 #import dropout
+#endif
 
 // Whether a slot's weight is kept. What is kept is added up first and multiplied once.
 fn keeps(packed_row: u32, query: u32, slot: u32) -> bool {
@@ -43,7 +45,8 @@ fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
         slots[i] = Keys(0u, 0u);
         if ((rows >> i) & 1u) == 1u && on(UNIFORM_MASKED_ROWS) && hidden[i] > 0u {
             let keys = gathered((first_query + i) / params.window);
-            base[i] = -f32(outside(packed_row, first_query + i, keys));
+            // Not the negative, which is -0 where nothing is outside.
+            base[i] = 0.0 - f32(outside(packed_row, first_query + i, keys));
             slots[i] = Keys(keys.start, min(keys.end, params.key_len));
             reach = Keys(min(reach.start, slots[i].start), max(reach.end, slots[i].end));
         }

@@ -15,12 +15,15 @@ var<private> scores: array<f32, TQ * TK>;
 fn add_products(chunk: u32) {
     let width = chunk_width(chunk);
     for (var c = 0u; c < width; c++) {
+        // All rows of a thread have their quads in one order: one address and steps from it.
+        let k_first = k_quad(column_group, c);
+        let q_first = q_quad(row_group * TQ, chunk * CHUNK + c);
         var k: array<vec4<f32>, TK>;
         for (var j = 0u; j < TK; j++) {
-            k[j] = kv_tile[k_quad(column_group + j * GROUPS, c)];
+            k[j] = kv_tile[k_first + j * GROUPS * CHUNK];
         }
         for (var i = 0u; i < TQ; i++) {
-            let q = q_tile[q_quad(row_group * TQ + i, chunk * CHUNK + c)];
+            let q = q_tile[q_first + i * QUADS];
             for (var j = 0u; j < TK; j++) {
                 scores[i * TK + j] += dot(q, k[j]);
             }

@@ -329,12 +329,21 @@ impl Gpu {
             };
             match wait {
                 Wait::Here => poll(),
-                Wait::Elsewhere => _ = std::thread::spawn(poll),
+                Wait::Elsewhere => {
+                    let waiting = std::thread::Builder::new().spawn(poll.clone());
+                    if waiting.is_err() {
+                        // No thread can be had.
+                        poll();
+                    }
+                }
             }
         }
         // In a browser the event loop polls.
         #[cfg(target_arch = "wasm32")]
-        let Wait::Elsewhere = wait;
+        {
+            let Wait::Elsewhere = wait;
+            drop(done);
+        }
         match mapped.receive().await {
             Some(Ok(())) => {}
             Some(Err(e)) => return Err(lost(e)),

@@ -155,7 +155,8 @@ impl Gpu {
     /// Chooses a kernel for a problem, compiles it and uploads the rotary tables.
     ///
     /// # Errors
-    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, a failed compilation.
+    /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, windows whose loops the
+    /// adapter would end ([`PlanError::LoopTurns`]), a failed compilation.
     pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
         self.plan_kernel(Kernel::Forward, problem, layouts).await
     }

@@ -22,7 +22,7 @@ use super::{fail, faults};
 pub struct Seen(BTreeSet<String>);
 
 impl Seen {
-    /// Notes `Type::Variant`, and of what an error holds its own.
+    /// Notes `Type::Variant`.
     pub fn note<E: std::fmt::Debug>(&mut self, error: &E) {
         let debug = format!("{error:?}");
         let variant = debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
@@ -40,13 +40,17 @@ pub fn every_error(gpu: &Gpu) -> Result<(), Failed> {
     plan_errors(gpu, seen)?;
     faults::small_limits(gpu, seen)?;
     faults::destroyed(gpu, seen)?;
+    let limits_memory = cfg!(target_os = "linux") && gpu.caps().is_software();
     #[cfg(target_os = "linux")]
-    faults::no_memory(gpu, seen)?;
+    if limits_memory {
+        faults::no_memory(gpu, seen)?;
+    }
     lost_device(gpu, seen)?;
     let llvmpipe = gpu.caps().info.name.contains("llvmpipe");
     let caused = |line: &&str| match line.split_once(' ') {
         // Its own reason to be missing.
-        Some(("PlanError::LoopTurns", _)) if llvmpipe => true,
+        Some(("PlanError::LoopTurns", _)) => llvmpipe,
+        Some(("DeviceError::OutOfMemory", _)) => limits_memory,
         Some(_) => false,
         None => true,
     };

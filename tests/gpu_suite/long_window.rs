@@ -20,7 +20,7 @@ pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
         let gpu = gpu.with_options(options);
-        for kind in [Kind::Rotary, Kind::Hidden, Kind::Dropped] {
+        for kind in KINDS {
             // Multiples of a tile: all, or by halves.
             let (mut taken, mut open, mut middle) = (0, MOST / 32 + 1, MOST / 32);
             let mut last = None;
@@ -51,39 +51,39 @@ pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Rotary,
+    /// Dropout on keys that are seen, with a bias.
+    Dropped,
     /// A mask hides all keys.
     Hidden,
-    /// Hidden, with dropout.
-    Dropped,
+    /// Hidden, with a bias and dropout.
+    HiddenDropped,
+    /// Hidden, with dropout, and as many slots before the sequence.
+    Outside,
+    /// Attention weights, of a bias.
+    Weights,
 }
+
+const KINDS: [Kind; 6] =
+    [Kind::Rotary, Kind::Dropped, Kind::Hidden, Kind::HiddenDropped, Kind::Outside, Kind::Weights];
 
 struct Case {
     attention: LocalAttention,
+    kind: Kind,
     d: usize,
     keys: Vec<f32>,
-    mask: Option<Vec<bool>>,
-    call: Call,
 }
 
 impl Case {
     fn new(keys: usize, d: usize, kind: Kind) -> Result<Self, Failed> {
-        let mut config = LocalAttentionConfig::new(keys as i64).look_backward(0).look_forward(0);
+        let mut config = LocalAttentionConfig::new(keys as i64).look_forward(0).dropout(0.25);
+        config = config.look_backward(u32::from(kind == Kind::Outside).into());
         if kind == Kind::Rotary {
             config = config.dim(d as i64);
         }
-        let dropout = Dropout { seed: 7, offset: 0 };
-        let call = match kind {
-            Kind::Dropped => Call::with_dropout(dropout),
-            _ => Call::default(),
-        };
-        Ok(Self {
-            attention: LocalAttention::new(config.dropout(0.25)).map_err(fail)?,
-            d,
-            // Late keys count as much as early ones.
-            keys: (0..keys * d).map(|i| (i / d) as f32 / keys as f32).collect(),
-            mask: (kind != Kind::Rotary).then(|| vec![false; keys]),
-            call,
-        })
+        let attention = LocalAttention::new(config).map_err(fail)?;
+        // Late keys count as much as early ones.
+        let keys = (0..keys * d).map(|i| (i / d) as f32 / keys as f32).collect();
+        Ok(Self { attention, kind, d, keys })
     }
 
     /// The largest difference to the CPU engine.
@@ -94,13 +94,32 @@ impl Case {
         let mut inputs = HostInputs::new(HostTensor::new(&q[..], [1, 1, d]).unwrap(), kv(), kv());
         let mut shape = AttentionShape::new([1], n, d);
         shape.query = 0..1;
-        if let Some(mask) = &self.mask {
-            inputs = inputs.with_mask(HostTensor::new(&mask[..], [1, n]).unwrap());
+        if matches!(self.kind, Kind::Hidden | Kind::HiddenDropped | Kind::Outside) {
+            inputs = inputs.with_mask(HostTensor::new(vec![false; n], [1, n]).unwrap());
             shape = shape.with_mask(1, n);
         }
+        if matches!(self.kind, Kind::Dropped | Kind::HiddenDropped | Kind::Weights) {
+            let bias = (0..n).map(|u| (u % 7) as f32 / 7.0).collect::<Vec<_>>();
+            inputs = inputs.with_attn_bias(HostTensor::new(bias, [1, 1, n]).unwrap());
+            shape = shape.with_bias(1, 1, n);
+        }
         let problem = self.attention.problem(&shape).unwrap();
-        let got = gpu.forward_blocking(&problem, &inputs, &self.call)?.out;
-        let want = Cpu::new().forward(&problem, &inputs, &self.call).unwrap().out;
-        Ok(got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
+        let drops = matches!(self.kind, Kind::Dropped | Kind::HiddenDropped | Kind::Outside);
+        let call = match drops {
+            true => Call::with_dropout(Dropout { seed: 7, offset: 0 }),
+            false => Call::default(),
+        };
+        let (got, want) = match self.kind {
+            Kind::Weights => (
+                gpu.weights_blocking(&problem, &inputs, 0..1)?.weights,
+                Cpu::new().weights(&problem, &inputs, 0..1).unwrap().weights,
+            ),
+            _ => (
+                gpu.forward_blocking(&problem, &inputs, &call)?.out,
+                Cpu::new().forward(&problem, &inputs, &call).unwrap().out,
+            ),
+        };
+        let errors = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+        Ok(errors.fold(0.0, |a, e| if e.is_nan() { f32::INFINITY } else { a.max(e) }))
     }
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cross;
@@ -37,10 +37,13 @@ pub fn test() -> Result<(), String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("no port: {e}"))?;
     let port = listener.local_addr().map_err(|e| e.to_string())?.port();
     let profile = folder.join("profile");
+    // Of a run that was killed.
+    let _ = std::fs::remove_dir_all(&profile);
     let log = std::fs::File::create(folder.join("chromium.log")).map_err(put)?;
     let mut browser = Command::new("chromium")
         .args([
             "--headless",
+            "--enable-logging=stderr",
             "--no-sandbox",
             "--enable-unsafe-webgpu",
             "--use-webgpu-adapter=swiftshader",
@@ -56,7 +59,7 @@ pub fn test() -> Result<(), String> {
         .stderr(log)
         .spawn()
         .map_err(|e| format!("chromium: {e}"))?;
-    let result = serve(&listener, &folder);
+    let result = serve(&listener, &folder, &mut browser);
     let _ = browser.kill();
     let _ = browser.wait();
     let _ = std::fs::remove_dir_all(profile);
@@ -71,8 +74,9 @@ pub fn test() -> Result<(), String> {
 }
 
 /// Answers requests until the page posts its result.
-fn serve(listener: &TcpListener, folder: &Path) -> Result<String, String> {
+fn serve(listener: &TcpListener, folder: &Path, browser: &mut Child) -> Result<String, String> {
     listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+    let log = folder.join("chromium.log");
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         match listener.accept() {
@@ -84,8 +88,10 @@ fn serve(listener: &TcpListener, folder: &Path) -> Result<String, String> {
             }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
+        if let Ok(Some(status)) = browser.try_wait() {
+            return Err(format!("Chromium ended with {status}: see {}", log.display()));
+        }
     }
-    let log = folder.join("chromium.log");
     Err(format!("no result after {} s: see {}", PATIENCE.as_secs(), log.display()))
 }
 

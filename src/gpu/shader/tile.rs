@@ -105,6 +105,7 @@ impl PipelineKey {
         Turns {
             scores: chunks * (load + quads + 2) + 40,
             values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
+            own: u64::from(THREAD_KEYS * self.thread_queries().div_ceil(4) * 6),
             queries: u64::from(self.thread_queries()),
             outputs: u64::from(self.head_dim / 4 / GROUPS),
         }
@@ -124,6 +125,8 @@ impl PipelineKey {
 pub(in crate::gpu) struct Turns {
     pub(in crate::gpu) scores: u64,
     pub(in crate::gpu) values: u64,
+    /// Of a loop over the thread's own queries and keys.
+    pub(in crate::gpu) own: u64,
     /// Queries of the thread.
     pub(in crate::gpu) queries: u64,
     /// vec4s of output of each.

@@ -9,8 +9,8 @@ use local_attention::gpu::{
     TensorView, Tile, Workspace,
 };
 use local_attention::{
-    AttentionShape, Call, Dropout, ErrorBudget, HostInputs, HostTensor, LocalAttention,
-    LocalAttentionConfig,
+    AttentionShape, Call, Dropout, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig, Reference,
 };
 use wasm_bindgen::prelude::*;
 
@@ -71,6 +71,12 @@ struct Case {
     extra: Extra,
 }
 
+/// The largest difference; a NaN is infinitely far away.
+fn worst(got: impl Iterator<Item = f64>, truth: &[f64]) -> f64 {
+    let errors = got.zip(truth).map(|(x, y)| (x - y).abs());
+    errors.fold(0.0, |a, e| if e.is_nan() { f64::INFINITY } else { a.max(e) })
+}
+
 /// Numbers between -1 and 1 that look random.
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mix =
@@ -111,10 +117,16 @@ impl Case {
         };
         let budget = ErrorBudget::measure_call(&problem, &inputs, &call)?;
         let got = gpu.forward(&problem, &inputs, &call).await?;
-        let errors =
-            got.out.iter().zip(&budget.oracle).map(|(x, y)| (f64::from(x.load()) - y).abs());
-        // Not `max`: a NaN is an error too.
-        let error = errors.fold(0.0, |a: f64, b| if b <= a { a } else { b });
+        let error = worst(got.out.iter().map(|x| f64::from(x.load())), &budget.oracle);
+        let wide = inputs.map(|x| f64::from(x.load()));
+        let truth =
+            Reference::<f64>::new().forward(&problem, &wide, &call)?.lse.unwrap_or_default();
+        let lse_error = worst(got.lse.unwrap_or_default().into_iter().map(f64::from), &truth);
+        let lse_allowed = 16.0 * f64::from(f32::EPSILON) * (1.0 + budget.max_logit);
+        if truth.len() != 2 * n || lse_error > lse_allowed {
+            let message = format!("lse is off by {lse_error:e}, allowed {lse_allowed:e}");
+            return Err(JsError::new(&message));
+        }
         let share = error / budget.allowed();
         match share <= 1.0 {
             true => {
