@@ -54,12 +54,7 @@ fn forward(
     put(column_group, total);
     workgroupBarrier();
     var sums = row_total();
-    // Queries that see nothing, or nothing with a weight.
-    var empty = 0u;
-    for (var i = 0u; i < TQ; i++) {
-        let there = block.start + row_group * TQ + i < block.end;
-        empty |= u32(there && largest[i] <= SEEN && sums[i] == 0.0) << i;
-    }
+    let empty = empty_rows(sums);
 #ifdef DEGENERATE
     if empty != 0u {
         average_hidden(packed_row, empty, first_feature);
@@ -102,19 +97,17 @@ fn weigh(packed_row: u32, first: u32, new_tops: array<f32, TQ>) {
 #ifdef DROPOUT
 // Drops weights of this thread's queries and keys, and scales the others.
 fn drop_weights(packed_row: u32, first: u32) {
-    for (var part = 0u; part < TK * PARTS; part++) {
-        let key = column_group + part / PARTS * GROUPS;
-        let row = row_group * TQ + part % PARTS * PART;
-        let at = part_at(key, row_group, part % PARTS);
-        var weights = s_tile[at];
+    for (var n = 0u; n < TK * PARTS; n++) {
+        let part = own_part(n);
+        var weights = s_tile[part.at];
         for (var i = 0u; i < PART; i++) {
             if weights[i] > 0.0 {
-                let query = block.start + row + i;
-                let kept = is_kept(packed_row, query, slot_of(query, first + key));
+                let query = part.query + i;
+                let kept = is_kept(packed_row, query, slot_of(query, first + part.key));
                 weights[i] = select(0.0, weights[i] * params.dropout_factor, kept);
             }
         }
-        s_tile[at] = weights;
+        s_tile[part.at] = weights;
     }
 }
 #endif

@@ -46,7 +46,7 @@ fn weights(
             let query = block.start + row_group * TQ + i;
             for (var j = 0u; j < TK; j++) {
                 let key = first + column_group + j * GROUPS;
-                if key >= seen[i].start && key < seen[i].end {
+                if within(seen[i], key) {
                     let slot = slot_of(query, key);
                     let weight = weight_of(i, scores[i * TK + j]);
                     // Where nothing has a weight there is nothing to divide.
@@ -58,11 +58,7 @@ fn weights(
         }
     }
 #ifdef DEGENERATE
-    var empty = 0u;
-    for (var i = 0u; i < TQ; i++) {
-        let there = block.start + row_group * TQ + i < block.end;
-        empty |= u32(there && largest[i] <= SEEN && sums[i] == 0.0) << i;
-    }
+    let empty = empty_rows(sums);
     if empty != 0u && on(UNIFORM_MASKED_ROWS) {
         var hidden = hidden_slots();
         for (var i = 0u; i < TQ; i++) {
@@ -83,8 +79,7 @@ fn share_evenly(i: u32, query: u32, hidden: u32, row_at: u32) {
     for (var slot = column_group; slot < params.slots; slot += GROUPS) {
         let key = keys.start + slot - before;
         let inside = slot >= before && key < keys.end;
-        let sees = key >= seen[i].start && key < seen[i].end;
-        if !(inside && sees && lets(mask_at, key)) {
+        if !(inside && within(seen[i], key) && lets(mask_at, key)) {
             store_out(row_at + slot, 1.0 / f32(hidden));
         }
     }

@@ -70,9 +70,8 @@ fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
                     let value = load_v(at, left(feature, params.value_dim));
                     let open = lets(mask_at, key);
                     for (var i = 0u; i < TQ; i++) {
-                        let gathers = key >= slots[i].start && key < slots[i].end;
-                        let sees = open && key >= seen[i].start && key < seen[i].end;
-                        if gathers && !sees && keeps(packed_row, first_query + i, slot_of(first_query + i, key)) {
+                        let sees = open && within(seen[i], key);
+                        if within(slots[i], key) && !sees && keeps(packed_row, first_query + i, slot_of(first_query + i, key)) {
                             part[i] += value;
                         }
                     }

@@ -15,7 +15,7 @@ fn hidden_slots() -> array<u32, TQ> {
         for (var key = hull.start; key < min(hull.end, params.mask_len); key++) {
             if lets(mask_at, key) {
                 for (var i = 0u; i < TQ; i++) {
-                    counts[i] -= u32(key >= seen[i].start && key < seen[i].end);
+                    counts[i] -= u32(within(seen[i], key));
                 }
             }
         }

@@ -53,18 +53,18 @@ fn bias_of(query: u32, key: u32) -> f32 {
 // Puts the biases of this thread's queries and keys where its weights will be: a loop that stays one,
 // where all of them in registers would be as many copies of the code.
 fn load_biases(first: u32) {
-    for (var part = 0u; part < TK * PARTS; part++) {
-        let slot = column_group + part / PARTS * GROUPS;
-        let row = row_group * TQ + part % PARTS * PART;
+    for (var n = 0u; n < TK * PARTS; n++) {
+        let part = own_part(n);
+        let key = first + part.key;
         var biases: Part;
         for (var i = 0u; i < PART; i++) {
-            let query = block.start + row + i;
+            let query = part.query + i;
             biases[i] = HIDDEN;
-            if query < block.end && slot_of(query, first + slot) < params.slots {
-                biases[i] = bias_of(query, first + slot);
+            if query < block.end && slot_of(query, key) < params.slots {
+                biases[i] = bias_of(query, key);
             }
         }
-        s_tile[part_at(slot, row_group, part % PARTS)] = biases;
+        s_tile[part.at] = biases;
     }
 }
 
@@ -111,7 +111,7 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
                 if on(SHARED_QK) && key == block.start + row_group * TQ + i {
                     logit = SELF_LOGIT;
                 }
-                let sees = open && key >= seen[i].start && key < seen[i].end;
+                let sees = open && within(seen[i], key);
                 scores[i * TK + j] = select(HIDDEN, logit, sees);
             }
         }

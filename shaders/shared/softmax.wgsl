@@ -80,3 +80,14 @@ fn row_total() -> array<f32, TQ> {
     }
     return sums;
 }
+
+// Queries of this thread that see nothing, or nothing with a weight: a bit each.
+fn empty_rows(of_sums: array<f32, TQ>) -> u32 {
+    var sums = of_sums;
+    var empty = 0u;
+    for (var i = 0u; i < TQ; i++) {
+        let there = block.start + row_group * TQ + i < block.end;
+        empty |= u32(there && largest[i] <= SEEN && sums[i] == 0.0) << i;
+    }
+    return empty;
+}

@@ -47,6 +47,21 @@ var<private> centre: u32;
 // What each query of this thread sees.
 var<private> seen: array<Keys, TQ>;
 
+// Numbers of neighbouring queries of this thread for one of its keys: the key in the tile, the first query,
+// and where they lie.
+struct OwnPart {
+    key: u32,
+    query: u32,
+    at: u32,
+}
+
+// The n-th of this thread's parts.
+fn own_part(n: u32) -> OwnPart {
+    let key = column_group + n / PARTS * GROUPS;
+    let query = block.start + row_group * TQ + n % PARTS * PART;
+    return OwnPart(key, query, part_at(key, row_group, n % PARTS));
+}
+
 // Features from one on, at most four of those below an end.
 fn left(from_feature: u32, end: u32) -> u32 {
     return end - min(from_feature, end);

@@ -7,6 +7,10 @@ struct Keys {
     end: u32,
 }
 
+fn within(keys: Keys, key: u32) -> bool {
+    return key >= keys.start && key < keys.end;
+}
+
 // The positions that a window gathers.
 fn gathered(window: u32) -> Keys {
     let windows = params.padded_len / params.window;

@@ -1,12 +1,13 @@
 //! A plan bound to tensors: ready to be recorded, any number of times.
 
 use super::bindings::{self, Slot};
-use super::device::checked;
+use super::chunk::Chunk;
 use super::error::BindError;
 use super::layout::{LaidTensors, check_fit};
 use super::loops;
 use super::params::{self, Params};
-use super::plan::{Chunk, Pipelines, Plan};
+use super::plan::{Pipelines, Plan};
+use super::scope::checked;
 use super::tensor::ForwardTensors;
 use super::uniforms;
 use super::workspace::{self, Workspace};
@@ -85,13 +86,10 @@ impl Plan {
         chunks: &[Chunk],
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
-        if !laid.repeats_bias() {
-            loops::check(&self.gpu, &self.problem, &self.key(), &self.base, false)?;
-        }
         let pipelines = self.pipelines(laid.arena()).await?;
         let stride = workspace::stride(&self.gpu);
         let (device, queue) = self.gpu.both();
-        let parts = checked((device, queue), "bind groups", || {
+        let parts: Vec<Part> = checked((device, queue), "bind groups", || {
             let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
                 size: stride.saturating_mul(chunks.len().max(1) as u64),
@@ -107,6 +105,10 @@ impl Plan {
             chunks.iter().enumerate().map(part).collect()
         })
         .await?;
+        // How many keys are visited is known now that the bias is.
+        if let Some(part) = parts.first() {
+            loops::check(&self.gpu, &self.problem, &self.key(), &part.params, false)?;
+        }
         Ok(Bound { plan: self.clone(), pipelines, workspace: workspace.id(), parts })
     }
 

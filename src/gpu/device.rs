@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bindings;
 use super::error::{DeviceError, PlanError};
+use super::scope::checked;
 use super::shader::{PipelineKey, Tile};
 
 /// What the adapter of a device is.
@@ -346,56 +347,4 @@ impl Gpu {
         let mut all = self.shared.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(all.entry(id).or_insert(pipeline).clone())
     }
-}
-
-/// What `make` gives, unless the device complains about it.
-pub(super) async fn checked<T>(
-    (device, queue): (&wgpu::Device, &wgpu::Queue),
-    doing: &'static str,
-    make: impl FnOnce() -> T,
-) -> Result<T, DeviceError> {
-    // The guards do not cross a point of waiting: the future can go to another thread.
-    let (made, errors) = {
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let made = make();
-        // What a lost device makes is not valid and is no error: only using it is.
-        probe(device, queue);
-        let validation = validation.pop();
-        let internal = internal.pop();
-        (made, (validation, internal, memory.pop()))
-    };
-    let (validation, internal, memory) = (errors.0.await, errors.1.await, errors.2.await);
-    if let Some(e) = memory {
-        return Err(DeviceError::OutOfMemory { doing, reason: e.to_string() });
-    }
-    let Some(e) = validation.or(internal) else { return Ok(made) };
-    let reason = e.to_string();
-    // wgpu has no kind of its own for a lost device: it refuses what no device refuses.
-    match works(device, queue).await {
-        true => Err(DeviceError::Refused { doing, reason }),
-        false => Err(DeviceError::Lost { doing, reason }),
-    }
-}
-
-/// Whether a device still takes data.
-async fn works(device: &wgpu::Device, queue: &wgpu::Queue) -> bool {
-    let error = {
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        probe(device, queue);
-        scope.pop()
-    };
-    error.await.is_none()
-}
-
-/// What every device that is there accepts.
-fn probe(device: &wgpu::Device, queue: &wgpu::Queue) {
-    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("probe"),
-        size: 16,
-        usage: wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    queue.write_buffer(&buffer, 0, &[0; 16]);
 }

@@ -5,10 +5,12 @@ use std::ops::Range;
 use half::f16;
 
 use super::Storage;
-use super::device::{Gpu, checked};
+use super::chunk::Chunk;
+use super::device::Gpu;
 use super::error::{BindError, DeviceError, GpuError};
 use super::layout::check_fit;
-use super::plan::{Chunk, Plan};
+use super::plan::Plan;
+use super::scope::checked;
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use super::workspace::Workspace;
 use crate::engine::reserve;

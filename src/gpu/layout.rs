@@ -4,11 +4,12 @@
 use std::ops::Range;
 
 use super::bindings::Slot;
-use super::check::{Given, check_tensors};
+use super::check::{Given, check_even, check_tensors};
+use super::chunk::Chunk;
 use super::error::{BindError, PlanError};
 use super::params::View;
-use super::plan::{Chunk, Plan};
-use super::shader::Arena;
+use super::plan::Plan;
+use super::shader::{Arena, Storage};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use crate::Problem;
 
@@ -84,7 +85,7 @@ impl<'a> LaidTensors<'a> {
         };
         let lay =
             |t: &TensorView<'a>, i: usize, first: i64| Laid::new(t, merged[i], last_two(t), first);
-        Ok(Self {
+        let laid = Self {
             dims,
             q: lay(&tensors.q, 0, first_query),
             k: lay(&tensors.k, 1, 0),
@@ -95,7 +96,13 @@ impl<'a> LaidTensors<'a> {
             mask: mask.map(Laid::plain),
             bias: bias.map(Laid::plain),
             lse,
-        })
+        };
+        let key = plan.key();
+        let words = !key.f16_out || laid.arena() != Arena::NONE;
+        if key.storage == Storage::F16 && !key.vec4 && words {
+            check_even("out", &tensors.out)?;
+        }
+        Ok(laid)
     }
 
     /// Tensors that hold a part alone: `[rows, positions, features]` from its first row, query and

@@ -9,6 +9,7 @@
 mod bindings;
 mod bound;
 mod check;
+mod chunk;
 mod device;
 mod error;
 mod forward;
@@ -17,6 +18,7 @@ mod layout;
 mod loops;
 mod params;
 mod plan;
+mod scope;
 mod shader;
 mod tensor;
 mod uniforms;

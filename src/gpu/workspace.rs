@@ -3,9 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::device::{Gpu, checked};
+use super::device::Gpu;
 use super::error::{BindError, DeviceError};
 use super::params::Params;
+use super::scope::checked;
 
 /// Uniform slots, one for each dispatch with dropout between two submissions: others need none.
 ///

@@ -1,11 +1,12 @@
 //! The GPU engine in a browser: compiled to WebAssembly, served from here, run by headless Chromium on
 //! SwiftShader's WebGPU.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::cross;
 use crate::parts::{cargo, need, root, which};
@@ -34,12 +35,12 @@ pub fn test() -> Result<(), String> {
     let put = |e: std::io::Error| format!("{}: {e}", folder.display());
     std::fs::copy(page, folder.join("index.html")).map_err(put)?;
 
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("no port: {e}"))?;
-    let port = listener.local_addr().map_err(|e| e.to_string())?.port();
+    let server = Server::http("127.0.0.1:0").map_err(|e| format!("no port: {e}"))?;
+    let address = server.server_addr();
     let profile = folder.join("profile");
     // Of a run that was killed.
     let _ = std::fs::remove_dir_all(&profile);
-    let log = std::fs::File::create(folder.join("chromium.log")).map_err(put)?;
+    let log = File::create(folder.join("chromium.log")).map_err(put)?;
     let mut browser = Command::new("chromium")
         .args([
             "--headless",
@@ -53,13 +54,13 @@ pub fn test() -> Result<(), String> {
             "--disable-component-update",
             "--disable-sync",
             &format!("--user-data-dir={}", text(&profile)?),
-            &format!("http://127.0.0.1:{port}/index.html"),
+            &format!("http://{address}/index.html"),
         ])
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
         .map_err(|e| format!("chromium: {e}"))?;
-    let result = serve(&listener, &folder, &mut browser);
+    let result = serve(&server, &folder, &mut browser);
     let _ = browser.kill();
     let _ = browser.wait();
     let _ = std::fs::remove_dir_all(profile);
@@ -74,19 +75,16 @@ pub fn test() -> Result<(), String> {
 }
 
 /// Answers requests until the page posts its result.
-fn serve(listener: &TcpListener, folder: &Path, browser: &mut Child) -> Result<String, String> {
-    listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+fn serve(server: &Server, folder: &Path, browser: &mut Child) -> Result<String, String> {
     let log = folder.join("chromium.log");
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                // A connection that the browser drops is its own matter.
-                if let Ok(Some(result)) = answer(stream, folder) {
-                    return Ok(result);
-                }
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        let request = server.recv_timeout(Duration::from_millis(100));
+        // A connection that the browser drops is its own matter.
+        if let Ok(Some(request)) = request
+            && let Ok(Some(result)) = answer(request, folder)
+        {
+            return Ok(result);
         }
         if let Ok(Some(status)) = browser.try_wait() {
             return Err(format!("Chromium ended with {status}: see {}", log.display()));
@@ -96,50 +94,25 @@ fn serve(listener: &TcpListener, folder: &Path, browser: &mut Child) -> Result<S
 }
 
 /// One request: a file of the folder, or the result.
-fn answer(stream: TcpStream, folder: &Path) -> std::io::Result<Option<String>> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut reader = BufReader::new(&stream);
-    let mut first = String::new();
-    reader.read_line(&mut first)?;
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
-            break;
-        }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("content-length")
-        {
-            length = value.trim().parse().unwrap_or(0);
-        }
-    }
-    let mut words = first.split(' ');
-    let (method, path) = (words.next(), words.next().unwrap_or_default());
-    let mut stream = &stream;
-    if method == Some("POST") {
+fn answer(mut request: Request, folder: &Path) -> std::io::Result<Option<String>> {
+    if *request.method() == Method::Post {
         let mut body = String::new();
-        reader.take(length).read_to_string(&mut body)?;
-        stream.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")?;
+        request.as_reader().read_to_string(&mut body)?;
+        request.respond(Response::empty(204))?;
         return Ok(Some(body));
     }
-    let name = path.trim_start_matches('/');
+    let name = request.url().trim_start_matches('/').to_owned();
     // Only files that lie in the folder itself.
-    let data =
-        if name.contains(['/', '\\']) { None } else { std::fs::read(folder.join(name)).ok() };
+    let file = if name.contains(['/', '\\']) { None } else { File::open(folder.join(&name)).ok() };
     let kind = match name.rsplit('.').next() {
         Some("html") => "text/html",
         Some("js") => "text/javascript",
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     };
-    let status = if data.is_some() { "200 OK" } else { "404 Not Found" };
-    let data = data.unwrap_or_default();
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        data.len()
-    )?;
-    stream.write_all(&data)?;
+    match (file, Header::from_bytes("Content-Type", kind)) {
+        (Some(file), Ok(kind)) => request.respond(Response::from_file(file).with_header(kind))?,
+        _ => request.respond(Response::empty(404))?,
+    }
     Ok(None)
 }

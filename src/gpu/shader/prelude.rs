@@ -14,10 +14,8 @@ pub(super) fn render(key: &PipelineKey) -> String {
     }
     for (name, value) in key.constants() {
         let _ = writeln!(text, "const {name} = {value}u;");
-        if name == "PART" {
-            let _ = writeln!(text, "alias Part = vec{value}<f32>;");
-        }
     }
+    let _ = writeln!(text, "alias Part = vec{}<f32>;", key.part());
     let _ = writeln!(text, "const POSSIBLE = {}u;", key.features.flags());
     for (name, bit) in FLAGS {
         let _ = writeln!(text, "const {name} = {bit}u;");
@@ -201,27 +199,23 @@ fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
 /// Writes four neighbouring features.
 fn store(key: &PipelineKey) -> String {
     let out = Memory::own(key, Slot::Out);
+    // One after the other, and no loop either.
+    let singles = |place: &str, value: &str| -> String {
+        let single = |i| {
+            format!(
+                "    if valid > {i}u {{\n        let i = {i}u;\n        {place} = {value};\n    }}\n"
+            )
+        };
+        (0..4).map(single).collect()
+    };
     let body = match (key.vec4, key.storage) {
-        _ if key.f16_out => {
-            let part = |i| {
-                format!(
-                    "    if valid > {i}u {{\n        out_data[at + {i}u * params.out.feature] = f16(x[{i}]);\n    }}\n"
-                )
-            };
-            (0..4).map(part).collect()
-        }
+        _ if key.f16_out => singles("out_data[at + i * params.out.feature]", "f16(x[i])"),
         (true, Storage::F32) => out.write("at", &out.cast("x", 4), 4),
         (true, Storage::F16) => {
             out.write("at / 2u", "vec2<u32>(pack2x16float(x.xy), pack2x16float(x.zw))", 2)
         }
         (false, Storage::F32) => {
-            let (word, value) = (out.word("at + i * params.out.feature"), out.cast("x[i]", 1));
-            let part = |i| {
-                format!(
-                    "    if valid > {i}u {{\n        let i = {i}u;\n        {word} = {value};\n    }}\n"
-                )
-            };
-            (0..4).map(part).collect()
+            singles(&out.word("at + i * params.out.feature"), &out.cast("x[i]", 1))
         }
         // Rows are an even number of elements apart: a word belongs to one row, and to one thread.
         // The half past the last feature is not ours.

@@ -58,6 +58,11 @@ impl PipelineKey {
         512 / self.head_dim.clamp(64, 256)
     }
 
+    /// Queries whose numbers are read and written at once.
+    pub(super) fn part(&self) -> u32 {
+        self.thread_queries().min(4)
+    }
+
     /// Keys of a tile.
     pub fn keys(&self) -> u32 {
         THREAD_KEYS * GROUPS
@@ -80,17 +85,14 @@ impl PipelineKey {
 
     /// The constants that its text begins with.
     pub(super) fn constants(&self) -> [(&'static str, u32); 7] {
-        let queries = self.thread_queries();
-        // Numbers of queries that are read and written at once.
-        let part = queries.min(4);
         [
-            ("TQ", queries),
+            ("TQ", self.thread_queries()),
             ("TK", THREAD_KEYS),
             ("GROUPS", GROUPS),
             ("ROW_GROUPS", self.tile.row_groups()),
             ("QUADS", self.head_dim / 4),
             ("CHUNK", self.tile.chunk()),
-            ("PART", part),
+            ("PART", self.part()),
         ]
     }
 
@@ -105,7 +107,7 @@ impl PipelineKey {
         Turns {
             scores: chunks * (load + quads + 2) + 40,
             values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
-            own: u64::from(THREAD_KEYS * self.thread_queries().div_ceil(4) * 6),
+            own: u64::from(THREAD_KEYS * self.thread_queries() / self.part() * 6),
             queries: u64::from(self.thread_queries()),
             outputs: u64::from(self.head_dim / 4 / GROUPS),
         }
@@ -116,8 +118,7 @@ impl PipelineKey {
         let (queries, keys) = (self.queries(), self.keys());
         let tiles = 4 * queries * self.head_dim + 16 * keys * self.tile.chunk();
         // Numbers of queries by keys, and sums of squares in vectors of their own.
-        let part = self.thread_queries().min(4);
-        tiles + 4 * keys * queries.max(part * GROUPS)
+        tiles + 4 * keys * queries.max(self.part() * GROUPS)
     }
 }
 

@@ -1,0 +1,154 @@
+//! How a plan's work is cut into dispatches.
+
+use std::ops::Range;
+
+use super::error::PlanError;
+use super::params::Params;
+use super::plan::Plan;
+use super::shader::{Features, Kernel};
+use crate::Problem;
+
+/// A part of a problem that one dispatch computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) rows: Range<usize>,
+    pub(super) queries: Range<usize>,
+    /// The real keys it reads, one at least.
+    pub(super) keys: Range<usize>,
+}
+
+impl Chunk {
+    /// Rows of a mask that it reads.
+    pub(super) fn mask_rows(&self, problem: &Problem, rows: usize) -> Range<usize> {
+        let share = (problem.batch / rows).max(1);
+        self.rows.start / share..(self.rows.end - 1) / share + 1
+    }
+
+    /// Rows of a bias that it reads.
+    pub(super) fn bias_rows(&self, rows: usize) -> Range<usize> {
+        let (first, last) = (self.rows.start, self.rows.end - 1);
+        match first / rows == last / rows {
+            true => first % rows..last % rows + 1,
+            false => 0..rows,
+        }
+    }
+
+    /// Queries of a bias that it reads: they repeat after so many.
+    pub(super) fn bias_queries(&self, queries: usize) -> Range<usize> {
+        let (first, last) = (self.queries.start, self.queries.end - 1);
+        match first / queries == last / queries {
+            true => first % queries..last % queries + 1,
+            false => 0..queries,
+        }
+    }
+}
+
+impl Plan {
+    /// Workgroups of a part.
+    pub(super) fn workgroups(&self, chunk: &Chunk) -> [u32; 3] {
+        let block = self.base.block_len as usize;
+        let blocks = chunk.queries.end.div_ceil(block) - chunk.queries.start / block;
+        let features = self.problem.shape.value_dim;
+        let values = self.key().value_blocks(features).max(1);
+        [blocks as u32, chunk.rows.len() as u32, values as u32]
+    }
+
+    /// Cuts the work into parts that `fits` accepts, by rows and then by queries. Parts begin at
+    /// blocks of queries, or where a bias begins again; which bits come out does not depend on them.
+    pub(super) fn chunks(
+        &self,
+        fits: &dyn Fn(&Chunk) -> Result<(), PlanError>,
+    ) -> Result<Vec<Chunk>, PlanError> {
+        let shape = &self.problem.shape;
+        let mut done = Vec::new();
+        let no_result = self.key().kernel == Kernel::Forward && shape.value_dim == 0 && !shape.lse;
+        if shape.query.is_empty() || self.problem.batch == 0 || no_result {
+            return Ok(done);
+        }
+        // In the order of the output: halves are put back last first.
+        let mut open = vec![(0..self.problem.batch, shape.query.clone())];
+        while let Some((rows, queries)) = open.pop() {
+            let keys = self.keys_of(&queries);
+            let chunk = Chunk { rows: rows.clone(), queries: queries.clone(), keys };
+            let fit = fits(&chunk);
+            if fit.is_ok() && self.small_enough(&chunk) {
+                done.push(chunk);
+                continue;
+            }
+            let block = self.base.block_len as usize;
+            let mut middle = queries.start.midpoint(queries.end).next_multiple_of(block);
+            if middle >= queries.end {
+                middle = (queries.end - 1) / block * block;
+            }
+            if rows.len() > 1 {
+                let cut = rows.start.midpoint(rows.end);
+                open.push((cut..rows.end, queries.clone()));
+                open.push((rows.start..cut, queries));
+            } else if middle > queries.start && middle < queries.end {
+                open.push((rows.clone(), middle..queries.end));
+                open.push((rows, queries.start..middle));
+            } else if let (Err(_), Some(cut)) = (&fit, self.bias_cut(&queries)) {
+                open.push((rows.clone(), cut..queries.end));
+                open.push((rows, queries.start..cut));
+            } else {
+                // One block of queries of one row: as small as it gets.
+                fit?;
+                done.push(chunk);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Where the queries of a block begin with those of a bias again: together they read all of it.
+    fn bias_cut(&self, queries: &Range<usize>) -> Option<usize> {
+        let period = self.problem.shape.bias?.queries;
+        Some((queries.start / period + 1) * period).filter(|cut| *cut < queries.end)
+    }
+
+    /// Whether a part stays within a dispatch, and within the patience of a driver's watchdog.
+    fn small_enough(&self, chunk: &Chunk) -> bool {
+        let most = self.gpu.max_workgroups();
+        let shape = &self.problem.shape;
+        // Visited zeros of autopad too, and scores again for every block of values.
+        let within = |end: u32| self.problem.geometry.slots().min(end as usize) as f64;
+        let keys = match self.key().kernel {
+            Kernel::Forward => within(self.base.key_end),
+            // Twice, and then the zeros that were counted too.
+            Kernel::Weights => within(self.base.key_end) + within(self.base.padded_len),
+        };
+        let [_, _, values] = self.workgroups(chunk);
+        let products = chunk.rows.len() as f64 * chunk.queries.len() as f64 * keys;
+        let features = f64::from(values) * shape.head_dim as f64 + shape.value_dim as f64;
+        let flops = 2.0 * products * features;
+        // Blocks of values are as many as they are, and checked when the plan is made.
+        self.workgroups(chunk)[..2].iter().all(|&n| n <= most)
+            && flops <= self.gpu.options().max_chunk_flops
+    }
+
+    /// The real keys that some of these queries read.
+    fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
+        let geometry = &self.problem.geometry;
+        let last = queries.end - 1;
+        // What a row that turns out to see nothing may read, whether one is expected or not.
+        let keys = if self.key().features == Features::All {
+            let end = geometry.gathered(geometry.window_of(last)).end;
+            geometry.gathered(geometry.window_of(queries.start)).start..end
+        } else {
+            geometry.visible_range(queries.start).start..geometry.visible_range(last).end
+        };
+        // At least one: no binding may be empty.
+        let start = keys.start.min(geometry.key_len() - 1);
+        start..keys.end.min(geometry.key_len()).max(start + 1)
+    }
+
+    /// The uniforms of a part and a call; views are the caller's to fill in.
+    pub(super) fn params(&self, chunk: &Chunk) -> Params {
+        Params {
+            query_start: chunk.queries.start as u32,
+            query_end: chunk.queries.end as u32,
+            first_block: chunk.queries.start as u32 / self.base.block_len,
+            first_row: chunk.rows.start as u32,
+            ..self.base
+        }
+    }
+}
