@@ -26,8 +26,8 @@ fn main() -> Result<()> {
         "b1 h{HEADS} d{D}, causal, one window back, no rotary; medians of {PAIRS} runs in turn"
     );
     println!(
-        "{:>7} {:>7} {:>12} {:>14} {:>14} {:>9}",
-        "n", "window", "unfused ms", "16 KiB ms", "32 KiB ms", "ratios"
+        "{:>7} {:>7} {:>12} {:>10} {:>10} {:>10}   unfused by fused",
+        "n", "window", "unfused ms", "small ms", "large ms", "tall ms"
     );
     for (n, window) in [(1024, 64), (1024, 128), (1024, 512), (4096, 128)] {
         compare(&gpu, n, window)?;
@@ -45,17 +45,15 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
     };
     let inputs = [1, 1 << 30, 3 << 29].map(|seed| upload(gpu, &tensor(seed)));
     let zeros = vec![0.0; HEADS * n * D];
-    let outs = [(); 3].map(|()| upload(gpu, &zeros));
-    let mut small = GpuOptions::default();
-    small.tile = Some(Tile::Small);
-    let mut large = GpuOptions::default();
-    large.tile = Some(Tile::Large);
-    let mut fused = [
-        Fused::new(&gpu.with_options(small), &problem, &inputs, &outs[1])?,
-        Fused::new(&gpu.with_options(large), &problem, &inputs, &outs[2])?,
-    ];
+    let outs = [(); 4].map(|()| upload(gpu, &zeros));
+    let mut fused = Vec::new();
+    for (tile, out) in Tile::ALL.into_iter().zip(&outs[1..]) {
+        let mut options = GpuOptions::default();
+        options.tile = Some(tile);
+        fused.push(Fused::new(&gpu.with_options(options), &problem, &inputs, out)?);
+    }
     let unfused = Unfused::new(gpu, n, window, &inputs, &outs[0]);
-    let mut times = [const { Vec::new() }; 3];
+    let mut times = [const { Vec::new() }; 4];
     for run in 0..=PAIRS {
         let start = Instant::now();
         unfused.run(gpu)?;
@@ -81,11 +79,14 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
         t[t.len() / 2]
     });
     println!(
-        "{n:>7} {window:>7} {:>12.1} {:>14.1} {:>14.1} {:>9}",
+        "{n:>7} {window:>7} {:>12.1} {:>10.1} {:>10.1} {:>10.1}   {:.2}, {:.2}, {:.2}",
         median[0],
         median[1],
         median[2],
-        format!("{:.2}, {:.2}", median[0] / median[1], median[0] / median[2])
+        median[3],
+        median[0] / median[1],
+        median[0] / median[2],
+        median[0] / median[3]
     );
     Ok(())
 }

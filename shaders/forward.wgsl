@@ -26,9 +26,7 @@ fn forward(
     for (var i = 0u; i < TQ; i++) {
         push_zero_keys(i, block.start + row_group * TQ + i);
     }
-    for (var i = 0u; i < TQ * OUT; i++) {
-        out_quads[i] = vec4<f32>(0.0);
-    }
+    out_quads = array<vec4<f32>, TQ * OUT>();
 
     // Key tiles lie at multiples of their size: sums have one order, however queries are split.
     let keys_end = min(extent.last.end, params.key_end);

@@ -44,9 +44,7 @@ fn begin_block(thread: u32, packed_row: u32, index: u32) -> Extent {
 
 // The logits of the keys from `first` on, those from `end` on hidden, in `scores`.
 fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
-    for (var i = 0u; i < TQ * TK; i++) {
-        scores[i] = 0.0;
-    }
+    scores = array<f32, TQ * TK>();
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         // The tile is free: of the last products, or of the last values.
         workgroupBarrier();

@@ -204,12 +204,14 @@ impl Gpu {
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
         self.check_limits(&key)?;
-        let large = PipelineKey { tile: Tile::Large, ..key };
-        let pays = match self.options().tile {
-            Some(tile) => tile == Tile::Large,
-            None => problem.geometry.slots() >= LARGE_TILE_SLOTS,
+        let pays = match problem.geometry.slots() {
+            ..LARGE_TILE_SLOTS => Tile::Small,
+            // Registers are memory there.
+            _ if self.caps().is_software() => Tile::Tall,
+            _ => Tile::Large,
         };
-        Ok(if pays && self.check_limits(&large).is_ok() { large } else { key })
+        let better = PipelineKey { tile: self.options().tile.unwrap_or(pays), ..key };
+        Ok(if self.check_limits(&better).is_ok() { better } else { key })
     }
 
     /// [`Gpu::plan`], waiting for it.

@@ -119,7 +119,7 @@ pub fn large_bias(gpu: &Gpu) -> Result<(), Failed> {
     let attention = LocalAttention::new(config).unwrap();
     let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
     let call = Call::default();
-    for tile in [Tile::Small, Tile::Large] {
+    for tile in Tile::ALL {
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
         let whole = gpu

@@ -17,24 +17,37 @@ pub enum Tile {
     Small,
     /// 64 threads, 64 queries by 32 keys, 64 features at a time: within 32 KiB.
     Large,
+    /// The same with 32 threads of twice as many queries: fewer loads, twice as many registers. Pays where
+    /// registers are a processor's stack.
+    Tall,
 }
 
 impl Tile {
-    pub(super) const ALL: [Self; 2] = [Self::Small, Self::Large];
+    /// Every tile.
+    pub const ALL: [Self; 3] = [Self::Small, Self::Large, Self::Tall];
 
     /// Its name in labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Large => "large",
+            Self::Tall => "tall",
         }
     }
 
     /// Groups of threads that share queries.
     fn row_groups(self) -> u32 {
         match self {
-            Self::Small => 4,
+            Self::Small | Self::Tall => 4,
             Self::Large => 8,
+        }
+    }
+
+    /// Queries of a thread with a head_dim of 64.
+    fn thread_queries(self) -> u32 {
+        match self {
+            Self::Small | Self::Large => 8,
+            Self::Tall => 16,
         }
     }
 
@@ -42,7 +55,7 @@ impl Tile {
     fn chunk(self) -> u32 {
         match self {
             Self::Small => 8,
-            Self::Large => 16,
+            Self::Large | Self::Tall => 16,
         }
     }
 }
@@ -55,7 +68,7 @@ impl PipelineKey {
 
     /// Queries of a thread.
     fn thread_queries(&self) -> u32 {
-        512 / self.head_dim.clamp(64, 256)
+        self.tile.thread_queries() * 64 / self.head_dim.clamp(64, 256)
     }
 
     /// Queries whose numbers are read and written at once.
