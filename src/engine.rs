@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::{Call, Element, Forward, HostInputs, Problem, RunError, Weights};
+use crate::{
+    BackwardInputs, Call, Element, Forward, Gradients, HostInputs, Problem, RunError, Weights,
+};
 
 /// An engine that carries out problems on tensors of element type `T` in host memory.
 ///
@@ -40,6 +42,24 @@ pub trait Engine<T: Element> {
         inputs: &HostInputs<'_, T>,
         call: &Call,
     ) -> Result<Forward<T>, RunError>;
+
+    /// The gradients of a loss by q, k, v and the bias, from the gradient `dout` of it by `out`, for the same
+    /// inputs and the same call: with dropout, the same weights are dropped.
+    ///
+    /// With weights `P` and what dropout makes of them, `P * D`: `dP = D * (dout v^T)`,
+    /// `dS = P * (dP - rowsum(dout * out))`, `dv = (P * D)^T dout`, `dq` and `dk` from `dS k` and `dS^T q` back through
+    /// scale, rotary embedding and normalisation, `dattn_bias = dS`, summed. The weights are computed again from `lse`
+    /// (Dao, "FlashAttention-2", 2023), so memory is O(n). With a range of queries, what those contribute.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and `out`, `lse` or `dout` of another shape.
+    fn backward(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        saved: &BackwardInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Gradients<T>, RunError>;
 
     /// The attention weights of a range of queries, before dropout, and the key of each slot.
     /// Takes `batch * queries * slots` numbers of memory, and a key for each of `queries * slots`: ask

@@ -41,6 +41,7 @@ mod error;
 mod geometry;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod gradients;
 mod pattern;
 mod quirks;
 mod reference;
@@ -57,6 +58,7 @@ pub use dropout::{Call, Dropout};
 pub use engine::Engine;
 pub use error::{ConfigError, RunError, ShapeError};
 pub use geometry::{TileKind, WindowGeometry};
+pub use gradients::{BackwardInputs, Gradient, Gradients};
 pub use quirks::ReferenceQuirks;
 pub use reference::Reference;
 pub use scalar::{BIAS_FLOOR, Element, Scalar};

@@ -6,6 +6,7 @@
 //! a window far larger than the sequence costs what the sequence costs. The formulas are those of
 //! the PyTorch module, in its order.
 
+mod backward;
 mod engine;
 
 use std::ops::Range;
@@ -43,6 +44,26 @@ pub(crate) struct Span<T> {
 /// All slots of one query.
 pub(crate) struct Row<T> {
     pub(crate) spans: Vec<Span<T>>,
+}
+
+/// A query with all that it is compared to.
+struct Seen<'a, 'r, T: Element> {
+    /// Packed batch row.
+    b: usize,
+    t: usize,
+    row: Row<T>,
+    /// The query, scaled and rotated.
+    query: Vec<T>,
+    /// The keys that its window gathers, from one on, normalised and rotated.
+    keys: &'r [T],
+    first_key: usize,
+    tables: Option<&'a RotaryTables<T::Accumulator>>,
+}
+
+impl<T: Element> Seen<'_, '_, T> {
+    fn key(&self, u: usize, d: usize) -> &[T] {
+        &self.keys[(u - self.first_key) * d..][..d]
+    }
 }
 
 impl<T: Scalar> Row<T> {
@@ -86,7 +107,7 @@ impl<T: Scalar> Row<T> {
 struct Reader<'a, T: Element> {
     problem: &'a Problem,
     inputs: &'a HostInputs<'a, T>,
-    tables: Option<RotaryTables<T::Accumulator>>,
+    tables: Option<&'a RotaryTables<T::Accumulator>>,
     b: usize,
 }
 
@@ -97,6 +118,16 @@ pub(crate) fn each_query<T: Scalar + Element<Accumulator = T>>(
     queries: Range<usize>,
     mut each: impl FnMut(usize, usize, Row<T>),
 ) -> Result<(), RunError> {
+    each_query_seen(problem, inputs, queries, |seen| each(seen.b, seen.t, seen.row))
+}
+
+/// The same, with the query and the keys of its window.
+fn each_query_seen<T: Scalar + Element<Accumulator = T>>(
+    problem: &Problem,
+    inputs: &HostInputs<'_, T>,
+    queries: Range<usize>,
+    mut each: impl FnMut(Seen<'_, '_, T>),
+) -> Result<(), RunError> {
     problem.check_inputs(inputs)?;
     if queries.is_empty() || problem.batch == 0 {
         return Ok(());
@@ -104,14 +135,16 @@ pub(crate) fn each_query<T: Scalar + Element<Accumulator = T>>(
     let geometry = &problem.geometry;
     let windows = geometry.window_of(queries.start)..geometry.window_of(queries.end - 1) + 1;
     let tables = tables(problem, &queries, windows.clone())?;
-    let mut reader = Reader { problem, inputs, tables, b: 0 };
+    let mut reader = Reader { problem, inputs, tables: tables.as_ref(), b: 0 };
     for b in 0..problem.batch {
         reader.b = b;
         for window in windows.clone() {
             let keys = reader.gather_keys(window)?;
             let first = queries.start.max(window * geometry.window());
             for t in first..queries.end.min((window + 1) * geometry.window()) {
-                each(b, t, reader.list_slots(&keys, t)?);
+                let (row, query) = reader.list_slots(&keys, t)?;
+                let (keys, first_key) = (&keys[..], geometry.gathered(window).start);
+                each(Seen { b, t, row, query, keys, first_key, tables: reader.tables });
             }
         }
     }
@@ -165,8 +198,8 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
         Ok(keys)
     }
 
-    /// Every slot of a query's window, with what it holds and its logit.
-    fn list_slots(&self, keys: &[T], t: usize) -> Result<Row<T>, RunError> {
+    /// Every slot of a query's window, with what it holds and its logit; and the query, scaled and rotated.
+    fn list_slots(&self, keys: &[T], t: usize) -> Result<(Row<T>, Vec<T>), RunError> {
         let Self { problem, inputs, tables, b } = self;
         let (geometry, d) = (&problem.geometry, problem.shape.head_dim);
         let (window, position) = (geometry.window_of(t), geometry.rotary_position(t) as i64);
@@ -185,7 +218,7 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
         }
         let mut dot = |u: usize, k: &[T]| -> T {
             let lag = position - geometry.slot_of(window, u) as i64;
-            match tables.as_ref().and_then(|x| x.xpos(lag, &mut buffer)) {
+            match tables.and_then(|x| x.xpos(lag, &mut buffer)) {
                 // As if the query were the centre of the decay: its own factor is 1.
                 Some(decay) => (0..d).map(|c| q[c] * (k[c] * decay[c % decay.len()])).sum(),
                 None => q.iter().zip(k).map(|(&a, &b)| a * b).sum(),
@@ -228,6 +261,6 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
             u = end;
         }
         row.push(geometry.slot_of(window, gathered.end)..geometry.slots(), Holds::Pad, None)?;
-        Ok(row)
+        Ok((row, q))
     }
 }

@@ -108,6 +108,16 @@ impl<T: Scalar> RotaryTables<T> {
         }
     }
 
+    /// Rotates one vector back: the transpose of [`rotate`](Self::rotate).
+    #[inline(always)]
+    pub(crate) fn rotate_back(&self, x: &mut [T], position: i64, buffer: &mut [T]) {
+        let (cos, sin) = self.angles(position, buffer);
+        let (low, high) = x.split_at_mut(self.half);
+        for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
+        }
+    }
+
     /// The xpos factors `zeta[m]^(lag / base)`, one for each of the `half` frequencies and finite;
     /// `None` without xpos.
     #[inline(always)]

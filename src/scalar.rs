@@ -70,6 +70,11 @@ pub trait Element:
     fn load(self) -> Self::Accumulator;
     /// The accumulator rounded to this type.
     fn store(x: Self::Accumulator) -> Self;
+    /// Rounded to this type, all of them.
+    #[doc(hidden)]
+    fn store_all(from: Vec<Self::Accumulator>) -> Vec<Self> {
+        from.into_iter().map(Self::store).collect()
+    }
     /// The elements themselves, where they are f32.
     #[doc(hidden)]
     #[inline(always)]
@@ -107,6 +112,9 @@ impl Element for f32 {
     #[inline(always)]
     fn store(x: f32) -> Self {
         x
+    }
+    fn store_all(from: Vec<f32>) -> Vec<f32> {
+        from
     }
     #[inline(always)]
     fn as_f32(from: &[Self]) -> Option<&[f32]> {

@@ -78,6 +78,24 @@ impl<'a> Blocks<'a> {
         self.problem.batch * self.per_row
     }
 
+    /// Into how many colours blocks have to be put, in turn, so that no two of one colour gather the same key.
+    pub(super) fn colours(&self) -> usize {
+        let geometry = &self.problem.geometry;
+        // Positions that a unit gathers beside its own.
+        let beside = geometry.slots() - geometry.window();
+        (beside.div_ceil(self.unit) + 1).saturating_mul(self.per_unit).min(self.per_row)
+    }
+
+    /// Blocks of a row.
+    pub(super) fn per_row(&self) -> usize {
+        self.per_row
+    }
+
+    /// The first block of a row that has a colour: whatever range is asked for, a block has one colour.
+    pub(super) fn first_of(&self, colour: usize, colours: usize) -> usize {
+        (colour + colours - self.first % colours) % colours
+    }
+
     /// One of them.
     pub(super) fn get(&self, index: usize) -> Block {
         let number = self.first + index % self.per_row;

@@ -22,7 +22,7 @@ pub(super) const MAX_LANES: usize = 16;
 pub(super) const LOGITS_ROW: usize = KEYS + MAX_LANES;
 
 /// The key columns of a tile of queries: what some query sees, as offsets in the key block.
-type Columns = Range<usize>;
+pub(super) type Columns = Range<usize>;
 
 /// The forward pass of one block.
 pub(super) struct ForwardOp<'a, T: Element> {
@@ -53,7 +53,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let mut first = keys.start / KEYS * KEYS;
         while first < keys.end {
             let present = keys.start.max(first)..keys.end.min(first + KEYS);
-            inputs.pack_keys::<S>(scratch, first, present.clone());
+            inputs.pack_keys::<S, false>(scratch, first, present.clone());
             inputs.pack_values(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
                 let group = group..rows.min(group + TILES * MR);
@@ -74,7 +74,9 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                         scale::<S>(&mut scratch.out[r * stride..][..stride], earlier);
                     }
                 }
-                add_values::<S, MR>(scratch, group.start, &tiles);
+                let stride = scratch.value_stride;
+                let out = &mut scratch.out[group.start * stride..];
+                add_rows::<S, MR>(&tiles, &scratch.logits, (&scratch.v, stride), (out, stride));
             }
             first += KEYS;
         }
@@ -123,7 +125,6 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     first: usize,
     present: &Range<usize>,
 ) -> [Columns; TILES] {
-    let depth = inputs.head_dim();
     let tiles: [Columns; TILES] = std::array::from_fn(|i| {
         let start = group.start + i * MR;
         let end = group.end.min(start + MR);
@@ -135,35 +136,8 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
         let high = scratch.visible[end - 1].end.min(present.end);
         if low < high { low - first..high - first } else { 0..0 }
     });
-    // Each tile's pairs of vectors, in turn: tiles that see the same keys find them in the cache.
-    let widest = tiles.iter().map(|columns| whole_vectors::<S>(columns).len()).max().unwrap_or(0);
-    for step in (0..widest).step_by(2 * S::LANES) {
-        for (i, columns) in tiles.iter().enumerate() {
-            let vectors = whole_vectors::<S>(columns);
-            let start = vectors.start + step;
-            if start >= vectors.end {
-                continue;
-            }
-            let two = vectors.end - start > S::LANES;
-            let a = scratch.q[(group.start + i * MR) * depth..][..MR * depth].as_ptr();
-            let width = if two { 2 * S::LANES } else { S::LANES };
-            let b = scratch.k[start * depth..][..width * depth].as_ptr();
-            let c = &mut scratch.logits[i * MR * LOGITS_ROW + start..];
-            assert!(c.len() >= (MR - 1) * LOGITS_ROW + width);
-            let a = Lhs { at: a, row: depth, step: 1 };
-            let b = Rhs { at: b, row: S::LANES, vector: S::LANES * depth };
-            let c = c.as_mut_ptr();
-            // SAFETY: a tile of queries is `MR` rows of `depth` floats, a vector of keys `depth`
-            // vectors, and the assertion bounds the logits.
-            unsafe {
-                if two {
-                    tile::<S, MR, 2, false>(depth, a, b, c, LOGITS_ROW);
-                } else {
-                    tile::<S, MR, 1, false>(depth, a, b, c, LOGITS_ROW);
-                }
-            }
-        }
-    }
+    let queries = &scratch.q[group.start * inputs.head_dim()..];
+    products::<S, MR>(&tiles, queries, &scratch.k, inputs.head_dim(), &mut scratch.logits);
     for (i, columns) in tiles.iter().enumerate().filter(|(_, c)| !c.is_empty()) {
         let vectors = whole_vectors::<S>(columns);
         let keys = first + vectors.start..first + vectors.end;
@@ -188,30 +162,72 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     tiles
 }
 
-/// Adds weights times values to the output of a group of queries.
+/// Products of a group of rows, `[row][depth]`, with packed keys, `[vector][depth][key]`, over the whole vectors
+/// around each tile's columns, into a tile of logits.
 #[inline(always)]
-fn add_values<S: Simd, const MR: usize>(
-    scratch: &mut Scratch,
-    first_row: usize,
+pub(super) fn products<S: Simd, const MR: usize>(
     tiles: &[Columns; TILES],
+    rows: &[f32],
+    keys: &[f32],
+    depth: usize,
+    to: &mut [f32],
 ) {
-    let stride = scratch.value_stride;
+    // Each tile's pairs of vectors, in turn: tiles that see the same keys find them in the cache.
+    let widest = tiles.iter().map(|columns| whole_vectors::<S>(columns).len()).max().unwrap_or(0);
+    for step in (0..widest).step_by(2 * S::LANES) {
+        for (i, columns) in tiles.iter().enumerate() {
+            let vectors = whole_vectors::<S>(columns);
+            let start = vectors.start + step;
+            if start >= vectors.end {
+                continue;
+            }
+            let two = vectors.end - start > S::LANES;
+            let a = rows[i * MR * depth..][..MR * depth].as_ptr();
+            let width = if two { 2 * S::LANES } else { S::LANES };
+            let b = keys[start * depth..][..width * depth].as_ptr();
+            let c = &mut to[i * MR * LOGITS_ROW + start..];
+            assert!(c.len() >= (MR - 1) * LOGITS_ROW + width);
+            let a = Lhs { at: a, row: depth, step: 1 };
+            let b = Rhs { at: b, row: S::LANES, vector: S::LANES * depth };
+            let c = c.as_mut_ptr();
+            // SAFETY: a tile of queries is `MR` rows of `depth` floats, a vector of keys `depth`
+            // vectors, and the assertion bounds the logits.
+            unsafe {
+                if two {
+                    tile::<S, MR, 2, false>(depth, a, b, c, LOGITS_ROW);
+                } else {
+                    tile::<S, MR, 1, false>(depth, a, b, c, LOGITS_ROW);
+                }
+            }
+        }
+    }
+}
+
+/// Adds weights, a tile of logits, times what keys hold, `from_row` floats from one to the next, to a group of
+/// rows of `stride` floats, a whole number of vectors.
+#[inline(always)]
+pub(super) fn add_rows<S: Simd, const MR: usize>(
+    tiles: &[Columns; TILES],
+    weights: &[f32],
+    (from, from_row): (&[f32], usize),
+    (to, stride): (&mut [f32], usize),
+) {
     for (i, columns) in tiles.iter().enumerate() {
         if columns.is_empty() {
             continue;
         }
         let depth = columns.len();
-        let weights = &scratch.logits[i * MR * LOGITS_ROW + columns.start..];
+        let weights = &weights[i * MR * LOGITS_ROW + columns.start..];
         assert!(weights.len() >= (MR - 1) * LOGITS_ROW + depth);
         let a = Lhs { at: weights.as_ptr(), row: LOGITS_ROW, step: 1 };
-        let values = &scratch.v[columns.start * stride..][..depth * stride];
-        let out = &mut scratch.out[(first_row + i * MR) * stride..][..MR * stride];
+        let from = &from[columns.start * from_row..][..(depth - 1) * from_row + stride];
+        let out = &mut to[i * MR * stride..][..MR * stride];
         let mut e = 0;
         while e < stride {
-            // SAFETY: `values` holds `depth` and `out` `MR` rows of `stride` floats, a whole number
-            // of vectors, of which those from `e` on are used; the assertion bounds the weights.
+            // SAFETY: `from` holds `depth` rows, of which `stride` floats, a whole number of vectors, are
+            // read from `e` on, and `out` `MR` rows of as many; the assertion bounds the weights.
             unsafe {
-                let b = Rhs { at: values.as_ptr().add(e), row: stride, vector: S::LANES };
+                let b = Rhs { at: from.as_ptr().add(e), row: from_row, vector: S::LANES };
                 let c = out.as_mut_ptr().add(e);
                 if e + 2 * S::LANES <= stride {
                     tile::<S, MR, 2, true>(depth, a, b, c, stride);

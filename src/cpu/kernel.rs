@@ -130,6 +130,51 @@ pub(super) fn softmax_step<S: Simd>(logits: &mut [f32], state: &mut RowState) ->
     }
 }
 
+/// Turns logits into weights, `exp2(logit - lse)`, and unless they are still to be dropped gradients by weights into
+/// gradients by logits, `weight * (by_weight - product)`. All rows are a whole number of vectors.
+#[inline(always)]
+pub(super) fn weight_step<S: Simd>(
+    logits: &mut [f32],
+    by_weight: &mut [f32],
+    lse: f32,
+    product: f32,
+    drops: bool,
+) {
+    let (lse, product) = (S::splat(lse), S::splat(product));
+    let rows = logits.chunks_exact_mut(S::LANES).zip(by_weight.chunks_exact_mut(S::LANES));
+    for (logits, by_weight) in rows {
+        let (p, g) = (logits.as_mut_ptr(), by_weight.as_mut_ptr());
+        // SAFETY: both chunks hold `LANES` floats.
+        unsafe {
+            let weight = S::exp2(S::sub(S::load(p), lse));
+            S::store(p, weight);
+            if !drops {
+                S::store(g, S::mul(weight, S::sub(S::load(g), product)));
+            }
+        }
+    }
+}
+
+/// Gradients by logits where weights are dropped: `kept * by_weight - weight * product`.
+#[inline(always)]
+pub(super) fn drop_step<S: Simd>(
+    kept: &[f32],
+    weights: &[f32],
+    by_weight: &mut [f32],
+    product: f32,
+) {
+    let product = S::splat(-product);
+    let rows = kept.chunks_exact(S::LANES).zip(weights.chunks_exact(S::LANES));
+    for ((kept, weights), by_weight) in rows.zip(by_weight.chunks_exact_mut(S::LANES)) {
+        let g = by_weight.as_mut_ptr();
+        // SAFETY: all chunks hold `LANES` floats.
+        unsafe {
+            let all = S::mul(S::load(weights.as_ptr()), product);
+            S::store(g, S::fma(S::load(kept.as_ptr()), S::load(g), all));
+        }
+    }
+}
+
 /// Multiplies a whole number of vectors by a factor.
 #[inline(always)]
 pub(super) fn scale<S: Simd>(row: &mut [f32], factor: f32) {

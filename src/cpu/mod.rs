@@ -5,9 +5,13 @@
 //! softmax is carried along online. Results do not depend on the number of threads, nor on how the
 //! queries are cut into calls.
 
+mod backward;
+mod bias_back;
 mod block;
 mod forward;
+mod gradients;
 mod kernel;
+mod keys;
 mod pack;
 mod pages;
 mod rows;
@@ -25,7 +29,10 @@ use rayon::prelude::*;
 use crate::dropout::KeepMask;
 use crate::engine::{reserve, zeros};
 use crate::shape::saturating_product;
-use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Weights};
+use crate::{
+    BackwardInputs, Call, Element, Engine, Forward, Gradients, HostInputs, Problem, RunError,
+    Weights,
+};
 use block::{Blocks, Job, Parts};
 use forward::ForwardOp;
 use scratch::Scratch;
@@ -255,6 +262,16 @@ macro_rules! engine {
                 call: &Call,
             ) -> Result<Forward<$element>, RunError> {
                 self.forward_f32(problem, inputs, call)
+            }
+
+            fn backward(
+                &self,
+                problem: &Problem,
+                inputs: &HostInputs<'_, $element>,
+                saved: &BackwardInputs<'_, $element>,
+                call: &Call,
+            ) -> Result<Gradients<$element>, RunError> {
+                self.backward_f32(problem, inputs, saved, call)
             }
 
             fn weights(

@@ -15,7 +15,7 @@ pub(super) struct RowInputs<'a, T: Element> {
     pub(super) job: &'a Job<'a, T>,
     pub(super) block: &'a Block,
     q: RowView<'a, T>,
-    k: RowView<'a, T>,
+    pub(super) k: RowView<'a, T>,
     pub(super) v: RowView<'a, T>,
     pub(super) mask: Option<MaskRow<'a>>,
     pub(super) bias: Option<BiasRow<'a, T>>,
@@ -82,9 +82,10 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     }
 
     /// The keys of `present`, part of the block of keys from `first` on, as `[vector][feature][key]`,
-    /// and which of them the mask hides; those are packed as 0, and so is what is not present.
+    /// and which of them the mask hides; those are packed as 0, and so is what is not present. `KEEP`: all of them
+    /// stay in `features`, `[key][feature]`.
     #[inline(always)]
-    pub(super) fn pack_keys<S: Simd>(
+    pub(super) fn pack_keys<S: Simd, const KEEP: bool>(
         &self,
         scratch: &mut Scratch,
         first: usize,
@@ -94,9 +95,10 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         let start = (present.start - first) / S::LANES * S::LANES;
         let end = (present.end - first).next_multiple_of(S::LANES);
         for column in (start..end).step_by(S::LANES) {
+            let kept = if KEEP { column } else { 0 };
             for i in 0..S::LANES {
                 let u = first + column + i;
-                let features = &mut scratch.features[i * d..][..d];
+                let features = &mut scratch.features[(kept + i) * d..][..d];
                 let there = present.contains(&u) && !self.masked(u);
                 scratch.key_mask[column + i] = if there { 0.0 } else { f32::NEG_INFINITY };
                 if there {
@@ -105,22 +107,34 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
                     features.fill(0.0);
                 }
             }
-            let keys = &scratch.features[..S::LANES * d];
-            let packed = &mut scratch.k[column * d..][..S::LANES * d];
-            let whole = d / S::LANES * S::LANES;
-            for c in (0..whole).step_by(S::LANES) {
-                // SAFETY: `keys` has `LANES` rows of `d`, of which `LANES` floats from `c` on are
-                // read; `packed` has `d` rows of `LANES`, of which `LANES` from `c` on are written.
-                unsafe {
-                    let to = packed.as_mut_ptr().add(c * S::LANES);
-                    S::transpose(keys.as_ptr().add(c), d, to, S::LANES);
+            let keys = &scratch.features[kept * d..][..S::LANES * d];
+            transpose::<S>(keys, d, &mut scratch.k[column * d..][..S::LANES * d]);
+        }
+    }
+
+    /// The values of `present`, as `[vector][feature][key]`; 0 where the mask hides the key, and for what is not
+    /// present. Comes after [`pack_keys`](Self::pack_keys), for the mask.
+    #[inline(always)]
+    pub(super) fn pack_transposed_values<S: Simd>(
+        &self,
+        scratch: &mut Scratch,
+        first: usize,
+        present: Range<usize>,
+    ) {
+        let width = self.problem().shape.value_dim;
+        let start = (present.start - first) / S::LANES * S::LANES;
+        let end = (present.end - first).next_multiple_of(S::LANES);
+        for column in (start..end).step_by(S::LANES) {
+            for i in 0..S::LANES {
+                let row = &mut scratch.buffer[i * width..][..width];
+                if scratch.key_mask[column + i] == 0.0 {
+                    load(&self.v, first + column + i, row);
+                } else {
+                    row.fill(0.0);
                 }
             }
-            for c in whole..d {
-                for i in 0..S::LANES {
-                    packed[c * S::LANES + i] = keys[i * d + c];
-                }
-            }
+            let packed = &mut scratch.v[column * width..][..S::LANES * width];
+            transpose::<S>(&scratch.buffer[..S::LANES * width], width, packed);
         }
     }
 
@@ -197,11 +211,50 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     }
 }
 
+/// Rows of a vector's keys, `[key][feature]`, as `[feature][key]`.
 #[inline(always)]
-fn load<T: Element<Accumulator = f32>>(view: &RowView<'_, T>, row: usize, to: &mut [f32]) {
+fn transpose<S: Simd>(rows: &[f32], width: usize, packed: &mut [f32]) {
+    assert!(rows.len() == S::LANES * width && packed.len() == rows.len());
+    let whole = width / S::LANES * S::LANES;
+    for c in (0..whole).step_by(S::LANES) {
+        // SAFETY: `rows` has `LANES` rows of `width`, of which `LANES` floats from `c` on are
+        // read; `packed` has `width` rows of `LANES`, of which `LANES` from `c` on are written.
+        unsafe {
+            let to = packed.as_mut_ptr().add(c * S::LANES);
+            S::transpose(rows.as_ptr().add(c), width, to, S::LANES);
+        }
+    }
+    for c in whole..width {
+        for i in 0..S::LANES {
+            packed[c * S::LANES + i] = rows[i * width + c];
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn load<T: Element<Accumulator = f32>>(
+    view: &RowView<'_, T>,
+    row: usize,
+    to: &mut [f32],
+) {
     match view.slice(row, to.len()) {
         Some(from) => T::load_all(from, to),
         None => (0..to.len()).for_each(|c| to[c] = view.at(row, c).load()),
+    }
+}
+
+/// From the gradient by a normalised vector `y = x / |x|` to that by `x`: `(g - y (y . g)) / |x|`; where the norm is
+/// below 1e-12 the divisor is that constant.
+#[inline(always)]
+pub(super) fn normalise_back(x: &[f32], gradient: &mut [f32]) {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    let norm = dot(x, x).sqrt();
+    let along = if norm < 1e-12 { 0.0 } else { dot(x, gradient) / (norm * norm) };
+    let factor = 1.0 / norm.max(1e-12);
+    for (g, &x) in gradient.iter_mut().zip(x) {
+        *g = ((f64::from(*g) - f64::from(x) * along) * factor) as f32;
     }
 }
 

@@ -31,6 +31,26 @@ pub(super) struct Scratch {
     pub(super) out: Vec<f32>,
     pub(super) state: Vec<RowState>,
     pub(super) value_stride: usize,
+    /// Features of queries and keys, padded to whole vectors.
+    pub(super) head_stride: usize,
+    pub(super) back: Backward,
+}
+
+/// What a backward pass needs beside.
+#[derive(Default)]
+pub(super) struct Backward {
+    /// Gradients by outputs, `[row][feature]`, and their products with the outputs.
+    pub(super) dout: Vec<f32>,
+    pub(super) product: Vec<f32>,
+    /// In powers of 2; infinity for rows that saw nothing.
+    pub(super) lse: Vec<f32>,
+    /// Gradients by weights, then by logits, `[row][key]`; and a row of weights before dropout.
+    pub(super) by_logits: Vec<f32>,
+    pub(super) dropped: Vec<f32>,
+    /// Gradients, `[row or key][feature]`, features padded to whole vectors.
+    pub(super) dq: Vec<f32>,
+    pub(super) dk: Vec<f32>,
+    pub(super) dv: Vec<f32>,
 }
 
 impl Scratch {
@@ -56,17 +76,55 @@ impl Scratch {
         Ok(())
     }
 
+    /// Makes room for the backward pass of a problem too.
+    fn fit_backward(&mut self, problem: &Problem) -> Result<(), RunError> {
+        self.fit(problem)?;
+        let (d, dv) = (problem.shape.head_dim, problem.shape.value_dim);
+        let rows = problem.query_block().min(problem.shape.query.len()) + MAX_TILE_ROWS;
+        let keys = KEYS.min(problem.shape.key_len.next_multiple_of(MAX_LANES));
+        self.head_stride = d.checked_next_multiple_of(MAX_LANES).unwrap_or(usize::MAX);
+        // Rows that are read as whole vectors reach over their last feature.
+        grow(&mut self.q, &[rows + MAX_LANES, d])?;
+        grow(&mut self.features, &[keys + MAX_LANES, d])?;
+        grow(&mut self.buffer, &[MAX_LANES, d.max(dv)])?;
+        let back = &mut self.back;
+        grow(&mut back.dout, &[rows + MAX_LANES, dv])?;
+        grow(&mut back.product, &[rows])?;
+        grow(&mut back.lse, &[rows])?;
+        grow(&mut back.by_logits, &[TILES * MAX_TILE_ROWS, LOGITS_ROW])?;
+        grow(&mut back.dropped, &[LOGITS_ROW])?;
+        grow(&mut back.dq, &[rows, self.head_stride])?;
+        grow(&mut back.dk, &[keys + MAX_LANES, self.head_stride])?;
+        grow(&mut back.dv, &[keys + MAX_LANES, self.value_stride])
+    }
+
     /// Calls `work` with this thread's memory.
     pub(super) fn with<R>(
         problem: &Problem,
         work: impl FnOnce(&mut Self) -> R,
     ) -> Result<R, RunError> {
+        Self::fitted(|scratch| scratch.fit(problem), work)
+    }
+
+    /// The same for a backward pass.
+    pub(super) fn with_backward<R>(
+        problem: &Problem,
+        work: impl FnOnce(&mut Self) -> R,
+    ) -> Result<R, RunError> {
+        Self::fitted(|scratch| scratch.fit_backward(problem), work)
+    }
+
+    fn fitted<R>(
+        fit: impl FnOnce(&mut Self) -> Result<(), RunError>,
+        work: impl FnOnce(&mut Self) -> R,
+    ) -> Result<R, RunError> {
         thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
         SCRATCH.with_borrow_mut(|scratch| {
-            scratch.fit(problem)?;
+            fit(scratch)?;
             let result = work(scratch);
             // Features by the thousand are rare: do not keep what they took.
-            let kept = [&scratch.q, &scratch.k, &scratch.v, &scratch.out].map(|x| x.len());
+            let Self { q, k, v, out, features, back, .. } = &*scratch;
+            let kept = [q, k, v, out, features, &back.dq, &back.dk, &back.dv].map(Vec::len);
             if kept.iter().sum::<usize>() > 4096 * KEYS {
                 *scratch = Self::default();
             }

@@ -63,7 +63,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
         let mut first = keys.start / KEYS * KEYS;
         while first < keys.end {
             let present = keys.start.max(first)..keys.end.min(first + KEYS);
-            inputs.pack_keys::<S>(scratch, first, present.clone());
+            inputs.pack_keys::<S, false>(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
                 let group = group..rows.min(group + TILES * MR);
                 let tiles = logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);

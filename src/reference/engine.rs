@@ -3,10 +3,14 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::backward::backward;
 use super::{Holds, PAD_VALUE, Span, each_query};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
-use crate::{Call, Element, Engine, Forward, HostInputs, Problem, RunError, Scalar, Weights};
+use crate::{
+    BackwardInputs, Call, Element, Engine, Forward, Gradients, HostInputs, Problem, RunError,
+    Scalar, Weights,
+};
 
 /// The oracle engine, computing in `T`: `f64` is the truth, `f32` the plain evaluation that error
 /// budgets are measured by.
@@ -78,6 +82,16 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
             }
         })?;
         Ok(Forward { out, shape: problem.out_shape(), lse: problem.shape.lse.then_some(lse) })
+    }
+
+    fn backward(
+        &self,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        saved: &BackwardInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Gradients<T>, RunError> {
+        backward(problem, inputs, saved, call)
     }
 
     fn weights(

@@ -1,0 +1,331 @@
+//! The backward pass of one block of queries (Dao, "FlashAttention-2", 2023): weights are computed again from `lse`,
+//! in one sweep over the keys for all three gradients.
+//!
+//! What a block adds to dk and dv goes straight into the result: blocks that may reach the same keys never run at
+//! the same time ([`Blocks::colours`]), and come in one order.
+
+use std::f64::consts::{LN_2, LOG2_E};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::block::{Block, Job};
+use super::forward::{Columns, KEYS, LOGITS_ROW, TILES, add_rows, logits, products, whole_vectors};
+use super::kernel::{Lhs, Rhs, drop_step, tile, weight_step};
+use super::keys::KeyRows;
+use super::pack::{RowInputs, load, normalise_back};
+use super::scratch::Scratch;
+use super::simd::{Op, Simd};
+use crate::reference::DEGENERATE_LSE;
+use crate::{BackwardInputs, Element};
+
+/// The backward pass of one block.
+pub(super) struct BackwardOp<'a, T: Element> {
+    pub(super) job: &'a Job<'a, T>,
+    pub(super) saved: &'a BackwardInputs<'a, T>,
+    pub(super) block: Block,
+    pub(super) scratch: &'a mut Scratch,
+    /// `[queries, d]`, all of which is written.
+    pub(super) dq: &'a mut [MaybeUninit<T>],
+    /// Keys are those of the block alone while it runs.
+    pub(super) dk: &'a KeyRows<'a>,
+    pub(super) dv: &'a KeyRows<'a>,
+}
+
+impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self) {
+        let Self { job, saved, block, scratch, dq, dk, dv } = self;
+        let inputs = RowInputs::new(job, &block);
+        let rows = block.queries.len();
+        let (d, width) = (inputs.head_dim(), job.problem.shape.value_dim);
+        inputs.pack_queries::<S, MR>(scratch);
+        let empty = pack_outputs::<MR, T>(&inputs, saved, scratch);
+        let (qk, values) = (scratch.head_stride, scratch.value_stride);
+        scratch.back.dq[..rows.next_multiple_of(MR) * qk].fill(0.0);
+        let keys = block.keys(job.problem);
+        let mut first = keys.start / KEYS * KEYS;
+        while !keys.is_empty() && first < keys.end {
+            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+            pack::<S, T>(&inputs, scratch, first, &present);
+            let columns = present.start - first..(present.end - first).next_multiple_of(S::LANES);
+            scratch.back.dk[columns.start * qk..(columns.end + MR) * qk].fill(0.0);
+            scratch.back.dv[columns.start * values..(columns.end + MR) * values].fill(0.0);
+            for start in (0..rows).step_by(TILES * MR) {
+                let group = start..rows.min(start + TILES * MR);
+                let tiles = by_logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
+                clear_between::<S, MR>(&tiles, &mut scratch.logits);
+                clear_between::<S, MR>(&tiles, &mut scratch.back.by_logits);
+                let back = &mut scratch.back;
+                add_rows::<S, MR>(
+                    &tiles,
+                    &back.by_logits,
+                    (&scratch.features, d),
+                    (&mut back.dq[start * qk..], qk),
+                );
+                add_columns::<S, MR>(
+                    (&tiles, group.len()),
+                    &scratch.logits,
+                    (&back.dout[start * width..], width),
+                    (&mut back.dv, values),
+                );
+                add_columns::<S, MR>(
+                    (&tiles, group.len()),
+                    &back.by_logits,
+                    (&scratch.q[start * d..], d),
+                    (&mut back.dk, qk),
+                );
+            }
+            let kv_row = job.problem.kv_row(block.row);
+            for u in present {
+                let row = &mut scratch.back.dk[(u - first) * qk..][..d];
+                inputs.key_back(u, row, &mut scratch.buffer);
+                // SAFETY: the key is the block's alone, and so is this part of each result.
+                let (to_k, to_v) = unsafe { (dk.of(kv_row, u), dv.of(kv_row, u)) };
+                add(to_k, row);
+                add(to_v, &scratch.back.dv[(u - first) * values..][..width]);
+            }
+            first += KEYS;
+        }
+        for r in 0..rows {
+            let row = &mut scratch.back.dq[r * qk..][..d];
+            inputs.query_back(r, row, &mut scratch.buffer);
+            for (to, &x) in dq[r * d..][..d].iter_mut().zip(&*row) {
+                to.write(T::store(x));
+            }
+        }
+        if empty {
+            inputs.hidden_back(scratch, dv);
+        }
+    }
+}
+
+#[inline(always)]
+fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+}
+
+/// Keys, and values as they are needed here, of the block of keys from `first` on.
+#[inline(always)]
+pub(super) fn pack<S: Simd, T: Element<Accumulator = f32>>(
+    inputs: &RowInputs<'_, T>,
+    scratch: &mut Scratch,
+    first: usize,
+    present: &Range<usize>,
+) {
+    inputs.pack_keys::<S, true>(scratch, first, present.clone());
+    inputs.pack_transposed_values::<S>(scratch, first, present.clone());
+}
+
+/// Gradients by the outputs of the block, `[row][feature]`, their products with the outputs, and each row's `lse`,
+/// in powers of 2. Rows that saw nothing have infinity there, so that all weights come out as 0; says whether there are
+/// such rows.
+#[inline(always)]
+pub(super) fn pack_outputs<const MR: usize, T: Element<Accumulator = f32>>(
+    inputs: &RowInputs<'_, T>,
+    saved: &BackwardInputs<'_, T>,
+    scratch: &mut Scratch,
+) -> bool {
+    let (row, first) = (inputs.block.row, inputs.problem().shape.query.start);
+    let width = inputs.problem().shape.value_dim;
+    let [out, dout] = [&saved.out, &saved.dout].map(|x| x.packed_row(row, 2));
+    let lse = saved.lse.packed_row(row, 1);
+    let rows = inputs.block.queries.len();
+    let back = &mut scratch.back;
+    let mut empty = false;
+    for (r, t) in inputs.block.queries.clone().enumerate() {
+        let to = &mut back.dout[r * width..][..width];
+        load(&dout, t - first, to);
+        let outputs = &mut scratch.buffer[..width];
+        load(&out, t - first, outputs);
+        let product = to.iter().zip(&*outputs).map(|(&a, &b)| f64::from(a) * f64::from(b));
+        back.product[r] = product.sum::<f64>() as f32;
+        let lse = lse.at1(t - first);
+        let degenerate = lse == DEGENERATE_LSE as f32;
+        empty |= degenerate;
+        back.lse[r] = match degenerate {
+            true => f32::INFINITY,
+            false => (f64::from(lse) * LOG2_E) as f32,
+        };
+    }
+    back.dout[rows * width..rows.next_multiple_of(MR) * width].fill(0.0);
+    empty
+}
+
+/// For a group of queries and a block of keys: weights, kept ones, in the tile of logits, and the gradients by
+/// logits. Both are there over the whole vectors around each tile's columns.
+#[inline(always)]
+pub(super) fn by_logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
+    inputs: &RowInputs<'_, T>,
+    scratch: &mut Scratch,
+    group: Range<usize>,
+    first: usize,
+    present: &Range<usize>,
+) -> [Columns; TILES] {
+    let width = inputs.problem().shape.value_dim;
+    let tiles = logits::<S, MR, T>(inputs, scratch, group.clone(), first, present);
+    let back = &mut scratch.back;
+    let rows = &back.dout[group.start * width..];
+    products::<S, MR>(&tiles, rows, &scratch.v, width, &mut back.by_logits);
+    for r in group.clone() {
+        let vectors = whole_vectors::<S>(&tiles[(r - group.start) / MR]);
+        let at = (r - group.start) * LOGITS_ROW;
+        let weights = &mut scratch.logits[at..][vectors.clone()];
+        let by_weight = &mut back.by_logits[at..][vectors.clone()];
+        weight_step::<S>(
+            weights,
+            by_weight,
+            back.lse[r],
+            back.product[r],
+            inputs.job.keep.is_some(),
+        );
+        let t = inputs.query(r);
+        let start = first + vectors.start;
+        if let Some(keep) = &inputs.job.keep {
+            // So far without dropout: -P sum(dout out) beside P.
+            let plain = &mut back.dropped[..weights.len()];
+            plain.copy_from_slice(weights);
+            inputs.drop_weights(keep, t, &scratch.visible[r], start, weights);
+            drop_step::<S>(weights, plain, by_weight, back.product[r]);
+        }
+        if inputs.problem().shared_qk && (start..first + vectors.end).contains(&t) {
+            // A constant.
+            by_weight[t - start] = 0.0;
+        }
+    }
+    tiles
+}
+
+/// Columns that some tile of a group has, a whole number of vectors.
+fn hull<S: Simd>(tiles: &[Columns; TILES]) -> Columns {
+    let some = tiles.iter().filter(|columns| !columns.is_empty()).map(whole_vectors::<S>);
+    some.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+}
+
+/// Puts 0 where other tiles of a group have columns and this one has none, and a few columns further.
+#[inline(always)]
+fn clear_between<S: Simd, const MR: usize>(tiles: &[Columns; TILES], numbers: &mut [f32]) {
+    let hull = hull::<S>(tiles);
+    for (i, columns) in tiles.iter().enumerate() {
+        let mut own = whole_vectors::<S>(columns);
+        if own.is_empty() {
+            own = hull.start..hull.start;
+        }
+        for r in 0..MR {
+            let row = &mut numbers[(i * MR + r) * LOGITS_ROW..][..LOGITS_ROW];
+            row[hull.start..own.start].fill(0.0);
+            row[own.end..hull.end + MR].fill(0.0);
+        }
+    }
+}
+
+/// Adds, for each key, a group's weights for it times what the queries hold, `from_row` floats from one to the
+/// next, to rows of `stride` floats, a whole number of vectors.
+#[inline(always)]
+fn add_columns<S: Simd, const MR: usize>(
+    (tiles, rows): (&[Columns; TILES], usize),
+    weights: &[f32],
+    (from, from_row): (&[f32], usize),
+    (to, stride): (&mut [f32], usize),
+) {
+    let hull = hull::<S>(tiles);
+    let vectors = tiles.each_ref().map(whole_vectors::<S>);
+    let mut key = hull.start;
+    while key < hull.end {
+        // The tiles that have some of these keys are neighbours.
+        let reaches = |v: &Columns| v.end > key && v.start < key + MR;
+        let first = vectors.iter().position(reaches).unwrap_or(0) * MR;
+        let end = vectors.iter().rposition(reaches).map_or(0, |i| (i + 1) * MR).min(rows);
+        if first < end {
+            let depth = end - first;
+            let weights = &weights[first * LOGITS_ROW + key..];
+            assert!(weights.len() >= (depth - 1) * LOGITS_ROW + MR);
+            let a = Lhs { at: weights.as_ptr(), row: 1, step: LOGITS_ROW };
+            let from = &from[first * from_row..][..(depth - 1) * from_row + stride];
+            let out = &mut to[key * stride..][..MR * stride];
+            let mut e = 0;
+            while e < stride {
+                // SAFETY: `from` holds `depth` rows, of which `stride` floats, a whole number of vectors, are
+                // read from `e` on, and `out` `MR` rows of as many; the assertion bounds the weights.
+                unsafe {
+                    let b = Rhs { at: from.as_ptr().add(e), row: from_row, vector: S::LANES };
+                    let c = out.as_mut_ptr().add(e);
+                    if e + 2 * S::LANES <= stride {
+                        tile::<S, MR, 2, true>(depth, a, b, c, stride);
+                        e += 2 * S::LANES;
+                    } else {
+                        tile::<S, MR, 1, true>(depth, a, b, c, stride);
+                        e += S::LANES;
+                    }
+                }
+            }
+        }
+        key += MR;
+    }
+}
+
+impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
+    /// From the sum over queries, in powers of 2, to the gradient by a key.
+    #[inline(always)]
+    fn key_back(&self, u: usize, row: &mut [f32], buffer: &mut [f32]) {
+        row.iter_mut().for_each(|x| *x *= LN_2 as f32);
+        if let Some(tables) = self.job.tables {
+            let shift = self.problem().geometry.rotary_shift() as i64;
+            tables.decay(row, self.block.centre as i64 + shift - u as i64, buffer);
+            tables.rotate_back(row, (u - self.block.origin) as i64, buffer);
+        }
+        if self.problem().shared_qk && !self.masked(u) {
+            let key = &mut buffer[..row.len()];
+            load(&self.k, u, key);
+            normalise_back(key, row);
+        }
+    }
+
+    /// From the sum over keys to the gradient by a query.
+    #[inline(always)]
+    fn query_back(&self, r: usize, row: &mut [f32], buffer: &mut [f32]) {
+        let t = self.query(r);
+        if let Some(tables) = self.job.tables {
+            let shift = self.problem().geometry.rotary_shift();
+            tables.decay(row, t as i64 - self.block.centre as i64, buffer);
+            tables.rotate_back(row, (t - self.block.origin + shift) as i64, buffer);
+        }
+        let scale = self.problem().scale as f32;
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+
+    /// Rows that saw nothing averaged the values of what they did not see: those get their share of the gradient.
+    fn hidden_back(&self, scratch: &Scratch, dv: &KeyRows<'_>) {
+        let geometry = &self.problem().geometry;
+        if !self.problem().uniform_masked_rows {
+            return;
+        }
+        let width = self.problem().shape.value_dim;
+        let kv_row = self.problem().kv_row(self.block.row);
+        let back = &scratch.back;
+        for (r, t) in self.block.queries.clone().enumerate() {
+            let hidden = self.hidden_slots(t);
+            if back.lse[r] != f32::INFINITY || hidden == 0 {
+                continue;
+            }
+            let window = geometry.window_of(t);
+            let visible = geometry.visible_range(t);
+            let gathered = geometry.gathered(window);
+            for u in gathered.start..gathered.end.min(geometry.key_len()) {
+                if self.sees(&visible, u) {
+                    continue;
+                }
+                let slot = geometry.slot_of(window, u);
+                let kept =
+                    self.job.keep.as_ref().map_or(1.0, |k| k.factor(self.block.row, t, slot));
+                let share = (kept / hidden as f64) as f32;
+                // SAFETY: the keys that the block's windows gather are its alone while it runs.
+                let to = unsafe { dv.of(kv_row, u) };
+                for (to, x) in to.iter_mut().zip(&back.dout[r * width..][..width]) {
+                    *to += share * x;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a backward pass takes beside the inputs, and what it gives.
+
+use crate::{Element, HostInputs, HostTensor, Problem, RunError};
+
+/// What a backward pass takes beside the inputs of the forward pass: two of its results, and the
+/// gradient of one of them.
+///
+/// Nothing else is saved between the passes, and nothing of size queries times keys: beside `q`, `k`, `v`
+/// and `out`, which a model holds anyway, `lse` is 4 bytes a query and packed row (8 in f64).
+///
+/// ```
+/// use local_attention::{
+///     AttentionShape, BackwardInputs, Call, Engine, HostInputs, HostTensor, LocalAttention,
+///     LocalAttentionConfig, cpu::Cpu,
+/// };
+///
+/// let x = HostTensor::new(vec![0.5_f32; 6 * 4], [6, 4])?;
+/// let inputs = HostInputs::new(x.clone(), x.clone(), x.clone());
+/// let attention = LocalAttention::new(LocalAttentionConfig::new(3))?;
+/// // `lse` is needed later.
+/// let problem = attention.problem(&AttentionShape::from_inputs(&inputs)?.with_lse())?;
+/// let forward = Cpu::new().forward(&problem, &inputs, &Call::default())?;
+///
+/// // The gradient of a loss by `out`, which comes from what was computed of it.
+/// let dout = HostTensor::new(vec![1.0_f32; 6 * 4], [6, 4])?;
+/// let saved = BackwardInputs::new(&problem, &forward, dout)?;
+/// let gradients = Cpu::new().backward(&problem, &inputs, &saved, &Call::default())?;
+/// assert_eq!(gradients.dq.shape, [6, 4]);
+/// // Six queries share their weights of 1 among the keys of each.
+/// assert!((gradients.dv.data.iter().sum::<f32>() - 24.0).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct BackwardInputs<'a, T: Element> {
+    /// The output of the forward pass, `[.., query, dv]`.
+    pub out: HostTensor<'a, T>,
+    /// Its `lse`, `[.., query]`.
+    pub lse: HostTensor<'a, T::Accumulator>,
+    /// The gradient of the loss by `out`, `[.., query, dv]`.
+    pub dout: HostTensor<'a, T>,
+    /// Whether `dattn_bias` is computed where there is a bias: on by default, and a third of the time.
+    pub bias_gradient: bool,
+}
+
+impl<'a, T: Element> BackwardInputs<'a, T> {
+    /// From what the forward pass gave.
+    ///
+    /// # Errors
+    /// [`RunError::MissingTensor`] where it was made without `lse`
+    /// ([`AttentionShape::with_lse`](crate::AttentionShape::with_lse)).
+    pub fn new(
+        problem: &Problem,
+        forward: &'a crate::Forward<T>,
+        dout: HostTensor<'a, T>,
+    ) -> Result<Self, RunError> {
+        let lse = forward.lse.as_deref().ok_or(RunError::MissingTensor { tensor: "lse" })?;
+        let fail = |_| RunError::TensorShape {
+            tensor: "out",
+            got: forward.shape.clone(),
+            expected: problem.out_shape(),
+        };
+        Ok(Self {
+            out: HostTensor::new(&forward.out[..], problem.out_shape()).map_err(fail)?,
+            lse: HostTensor::new(lse, problem.lse_shape()).map_err(fail)?,
+            dout,
+            bias_gradient: true,
+        })
+    }
+
+    /// From tensors: `out` and `dout` `[.., query, dv]`, `lse` `[.., query]`.
+    pub fn from_tensors(
+        out: HostTensor<'a, T>,
+        lse: HostTensor<'a, T::Accumulator>,
+        dout: HostTensor<'a, T>,
+    ) -> Self {
+        Self { out, lse, dout, bias_gradient: true }
+    }
+
+    /// Whether to compute `dattn_bias`: a bias that is not trained needs none.
+    #[must_use]
+    pub fn with_bias_gradient(mut self, bias_gradient: bool) -> Self {
+        self.bias_gradient = bias_gradient;
+        self
+    }
+}
+
+/// One gradient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gradient<T> {
+    /// Its elements, row-major.
+    pub data: Vec<T>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// The gradients of a loss by the inputs; [`BackwardInputs`] has an example.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Gradients<T: Element> {
+    /// `[.., query, d]`.
+    pub dq: Gradient<T>,
+    /// `[.., key_len, d]`, the leading dimensions those of `k`; one along which `k` has the stride 0 is 1: the
+    /// sum over all that read those keys.
+    pub dk: Gradient<T>,
+    /// `[.., key_len, dv]`; as for `dk`.
+    pub dv: Gradient<T>,
+    /// In the bias's own shape `[rows, 1 or W, 1 or J]`: the sum over windows and over the rows that share it.
+    pub dattn_bias: Option<Gradient<T>>,
+}
+
+impl Problem {
+    /// The shape of `lse`, `[.., query]`.
+    pub fn lse_shape(&self) -> Vec<usize> {
+        [&self.shape.leading[..], &[self.shape.query.len()]].concat()
+    }
+
+    /// An error unless the tensors of a backward pass fit the problem.
+    pub(crate) fn check_backward<T: Element>(
+        &self,
+        inputs: &HostInputs<'_, T>,
+        saved: &BackwardInputs<'_, T>,
+    ) -> Result<(), RunError> {
+        self.check_inputs(inputs)?;
+        for (tensor, got, expected) in [
+            ("out", saved.out.shape(), self.out_shape()),
+            ("lse", saved.lse.shape(), self.lse_shape()),
+            ("dout", saved.dout.shape(), self.out_shape()),
+        ] {
+            if got != expected {
+                return Err(RunError::TensorShape { tensor, got: got.to_vec(), expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which packed rows of k or v have one gradient: those that differ in dimensions of stride 0.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedRows {
+    /// The leading dimensions of the gradient.
+    pub(crate) leading: Vec<usize>,
+    sizes: Vec<usize>,
+}
+
+impl SharedRows {
+    /// Of a tensor with these leading dimensions, then two more.
+    pub(crate) fn new<T: Clone>(tensor: &HostTensor<'_, T>) -> Self {
+        let sizes = tensor.shape()[..tensor.shape().len() - 2].to_vec();
+        let shared = |(&size, &stride): (&usize, &isize)| if stride == 0 { 1 } else { size };
+        // Without elements strides say nothing.
+        let leading = if tensor.is_empty() {
+            sizes.clone()
+        } else {
+            sizes.iter().zip(tensor.strides()).map(shared).collect()
+        };
+        Self { leading, sizes }
+    }
+
+    /// The gradient's row of a packed row of the tensor.
+    pub(crate) fn of(&self, mut row: usize) -> usize {
+        let (mut at, mut step) = (0, 1);
+        for (&size, &own) in self.sizes.iter().zip(&self.leading).rev() {
+            at += row % size % own * step;
+            row /= size;
+            step *= own;
+        }
+        at
+    }
+
+    /// The shape of a gradient.
+    pub(crate) fn shape(&self, len: usize, features: usize) -> Vec<usize> {
+        [&self.leading[..], &[len, features]].concat()
+    }
+
+    /// Rows of the gradient.
+    pub(crate) fn rows(&self) -> usize {
+        self.leading.iter().product()
+    }
+}
