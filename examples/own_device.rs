@@ -29,8 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Once: the engine on that device, a plan for the shape, tensors bound to it.
     let (caps, options) = (gpu::AdapterCaps::of(&adapter), gpu::GpuOptions::default());
-    let engine = gpu::Gpu::new(caps, device.clone(), queue.clone(), options);
-    let engine = pollster::block_on(engine)?;
+    let engine = gpu::Gpu::new_blocking(caps, device.clone(), queue.clone(), options)?;
     let attention = LocalAttention::new(LocalAttentionConfig::new(16).causal(true).dim(32))?;
     let problem = attention.problem(&AttentionShape::new([SHAPE[0]], SHAPE[1], SHAPE[2]))?;
     let plan = engine.plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem))?;

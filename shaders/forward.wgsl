@@ -161,6 +161,6 @@ fn finish_row(packed_row: u32, out_at: u32, i: u32, row: Row, first_feature: u32
             // Of both parts alone, the product could round where the sum does not.
             lse = (largest[i] + log2(row.sum)) * 0.6931471805599453;
         }
-        store_lse(params.lse.offset + packed_row * params.lse.leading.w + row.query * params.lse.position, lse);
+        store_lse(row_offset(params.lse, packed_row) + row.query * params.lse.position, lse);
     }
 }

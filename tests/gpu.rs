@@ -13,7 +13,7 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 15] = [
+const TESTS: [(&str, Test); 16] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("hard_geometries", gpu_suite::oracle::hard_geometries),
     ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window),
@@ -23,6 +23,7 @@ const TESTS: [(&str, Test); 15] = [
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
     ("views_of_a_callers_buffers", gpu_suite::own_device::views),
+    ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere),
     ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows),
     ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),

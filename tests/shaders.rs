@@ -27,24 +27,28 @@ fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
 
 #[test]
 fn every_key_translates() {
+    // As the engine compiles them: without checks.
     let policies = BoundsCheckPolicies {
-        index: BoundsCheckPolicy::Restrict,
-        buffer: BoundsCheckPolicy::Restrict,
-        image_load: BoundsCheckPolicy::Restrict,
-        binding_array: BoundsCheckPolicy::Restrict,
+        index: BoundsCheckPolicy::Unchecked,
+        buffer: BoundsCheckPolicy::Unchecked,
+        image_load: BoundsCheckPolicy::Unchecked,
+        binding_array: BoundsCheckPolicy::Unchecked,
     };
     let validated = spirv_val();
     for key in PipelineKey::all() {
         let (module, info) = module(&key);
-        // As the engine compiles it: without checks.
-        let options = spv::Options::default();
+        let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
         let words = spv::write_vec(&module, &info, &options, None).unwrap();
         if validated {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("kernel.spv");
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             std::fs::write(&path, bytes).unwrap();
-            let out = Command::new("spirv-val").arg(&path).output().unwrap();
+            let out = Command::new("spirv-val")
+                .args(["--target-env", "vulkan1.1"])
+                .arg(&path)
+                .output()
+                .unwrap();
             assert!(out.status.success(), "{key}: {}", String::from_utf8_lossy(&out.stderr));
         }
         let options = msl::Options {
@@ -56,7 +60,12 @@ fn every_key_translates() {
             msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap();
         assert!(text.contains("kernel void"), "{key}");
         let mut text = String::new();
-        let options = hlsl::Options { fake_missing_bindings: true, ..hlsl::Options::default() };
+        let shader_model = match key.f16_out {
+            true => hlsl::ShaderModel::V6_2,
+            false => hlsl::ShaderModel::V5_1,
+        };
+        let options =
+            hlsl::Options { fake_missing_bindings: true, shader_model, ..hlsl::Options::default() };
         let pipeline = hlsl::PipelineOptions::default();
         hlsl::Writer::new(&mut text, &options, &pipeline)
             .write(&module, &info, None)

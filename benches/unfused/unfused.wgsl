@@ -37,6 +37,12 @@ fn first_position(query: u32) -> i32 {
     return (i32(query / shape.window) - 1) * i32(shape.window);
 }
 
+// Slots that some query of a tile sees, whole tiles of them.
+fn seen_slots(query: u32) -> u32 {
+    let last = i32(query + QUERIES - 1u) - first_position(query);
+    return (u32(last) / SLOTS + 1u) * SLOTS;
+}
+
 // Workgroup: a tile of queries by a tile of slots of one row.
 @compute @workgroup_size(THREADS)
 fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -44,6 +50,10 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let slot = group.y * SLOTS;
     let position = first_position(query) + i32(slot);
     let row = group.z;
+    // What no query of the tile sees.
+    if position > i32(query + QUERIES - 1u) {
+        return;
+    }
     for (var i = thread; i < QUERIES * 16u; i += THREADS) {
         let at = (row * shape.n + query + i / 16u) * 16u + i % 16u;
         a_tile[i / 16u * ROW + i % 16u] = q[at] * shape.scale;
@@ -88,7 +98,8 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 @compute @workgroup_size(64)
 fn softmax(@builtin(global_invocation_id) id: vec3<u32>) {
     let query = id.x;
-    let slots = 2u * shape.window;
+    // Up to the last that its tile computed.
+    let slots = min(2u * shape.window, seen_slots(query / QUERIES * QUERIES));
     let at = score_at(id.y, query, 0u);
     var top = HIDDEN;
     for (var s = 0u; s < slots; s++) {
@@ -116,7 +127,8 @@ fn values(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let r = thread / 8u * ROWS;
     let c = thread % 8u;
     var sums: array<vec4<f32>, ROWS * 2u>;
-    for (var slot = 0u; slot < 2u * shape.window; slot += SLOTS) {
+    let slots = min(2u * shape.window, seen_slots(query));
+    for (var slot = 0u; slot < slots; slot += SLOTS) {
         let position = first_position(query) + i32(slot);
         for (var i = thread; i < SLOTS * 16u; i += THREADS) {
             let key = position + i32(i / 16u);

@@ -74,6 +74,7 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
     let runs = |key: &PipelineKey| {
         key.workgroup_bytes() <= room
             && key.threads() <= limits.max_compute_invocations_per_workgroup
+            && key.threads() <= limits.max_compute_workgroup_size_x
             && limits.max_storage_buffers_per_shader_stage >= 8
             && (!key.f16_out || adapter.features().contains(wgpu::Features::SHADER_F16))
             // Options that change no tile are no variants.

@@ -56,9 +56,10 @@ struct Params {
     k: View,
     v: View,
     out: View,
-    // Leading: the row. Mask: [row, key]. Bias: [row, query, slot]. lse: [row, query].
+    // Leading: the row. Mask: [row, key]. Bias: [row, query, slot].
     mask: View,
     bias: View,
+    // As q: [row, query].
     lse: View,
     angles: Table,
     angles_fine: Table,

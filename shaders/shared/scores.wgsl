@@ -37,8 +37,8 @@ fn finite_bias(bias: f32) -> f32 {
     if bits == 0xff800000u || bias < BIAS_FLOOR {
         return HIDDEN;
     }
-    // A bias that f32 can hold stays finite; a NaN stays.
-    return select(bias * LOG2_E, 3.4e38, bias > 2.3e38);
+    // A bias that f32 can hold stays finite; infinity and NaN stay.
+    return select(bias * LOG2_E, 3.4e38, bias > 2.3e38 && bits != 0x7f800000u);
 }
 
 // The bias of a query on a key, in powers of 2.
@@ -107,7 +107,8 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
             }
             for (var n = 0u; n < PART; n++) {
                 let i = p * PART + n;
-                var logit = select(HIDDEN, scores[i * TK + j] + biases[n], biases[n] != HIDDEN);
+                // Not `!=`, which in SPIR-V is false of a NaN.
+                var logit = select(scores[i * TK + j] + biases[n], HIDDEN, biases[n] == HIDDEN);
                 if on(SHARED_QK) && key == block.start + row_group * TQ + i {
                     logit = SELF_LOGIT;
                 }

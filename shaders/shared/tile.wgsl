@@ -3,8 +3,8 @@
 // Thread = 8 * row group + column group. A row group has TQ neighbouring queries; a column group has
 // every 8th key of a tile, and every 8th vec4 of the values.
 //
-// Features are worked on 64 at a time, a chunk of 16 vec4s. With rotary embeddings a chunk holds
-// up to 32 features of the lower half and then those they are rotated with.
+// Features are worked on a chunk of vec4s at a time. With rotary embeddings a chunk holds features of
+// the lower half, half as many as it has room for, and then those they are rotated with.
 
 #import window
 #import rotary

@@ -89,7 +89,7 @@ impl Plan {
         let pipelines = self.pipelines(laid.arena()).await?;
         let stride = workspace::stride(&self.gpu);
         let (device, queue) = self.gpu.both();
-        let parts: Vec<Part> = checked((device, queue), "bind groups", || {
+        let parts: Vec<Part> = checked((device, queue), "binding tensors", || {
             let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
                 size: stride.saturating_mul(chunks.len().max(1) as u64),
@@ -159,6 +159,10 @@ impl Plan {
 }
 
 impl Bound {
+    fn check_workspace(&self, workspace: &Workspace) -> Result<(), BindError> {
+        if workspace.id() == self.workspace { Ok(()) } else { Err(BindError::Workspace) }
+    }
+
     fn drops(&self, call: &Call) -> bool {
         self.plan.problem.dropout > 0.0 && call.dropout.is_some()
     }
@@ -180,6 +184,7 @@ impl Bound {
         workspace: &mut Workspace,
         call: &Call,
     ) -> Result<(), BindError> {
+        self.check_workspace(workspace)?;
         if self.drops(call) {
             workspace.check_room(self.parts.len())?;
         }
@@ -198,9 +203,7 @@ impl Bound {
         call: &Call,
     ) -> Result<(), BindError> {
         let Some(part) = self.parts.get(chunk) else { return Ok(()) };
-        if workspace.id() != self.workspace {
-            return Err(BindError::Workspace);
-        }
+        self.check_workspace(workspace)?;
         let gpu = &self.plan.gpu;
         if self.drops(call) {
             workspace.check_room(1)?;

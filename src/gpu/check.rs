@@ -175,7 +175,8 @@ fn check(
         return Err(BindError::Layout { tensor, what, got: low, allowed });
     }
     // Shaders read whole words.
-    let needed = u64::try_from((high + 1) * i128::from(bytes)).unwrap_or(u64::MAX);
+    let needed = high.saturating_add(1).saturating_mul(i128::from(bytes));
+    let needed = u64::try_from(needed).unwrap_or(u64::MAX);
     let needed = needed.saturating_add(3) / 4 * 4;
     if needed > t.buffer.size() / 4 * 4 {
         return Err(BindError::BufferSize { tensor, got: t.buffer.size(), needed });

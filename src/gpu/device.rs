@@ -60,7 +60,8 @@ pub struct GpuOptions {
     pub max_workgroups: Option<u32>,
     /// Compile kernels with the checks that wgpu puts around every access: slower, and never needed.
     pub checked_shaders: bool,
-    /// Floating-point operations of one submission: drivers reset devices that take too long.
+    /// Floating-point operations of one submission: drivers reset devices that take too long. Anything not above 0
+    /// cuts as finely as it goes.
     pub max_chunk_flops: f64,
 }
 
@@ -71,7 +72,7 @@ impl Default for GpuOptions {
             max_binding_bytes: None,
             max_workgroups: None,
             checked_shaders: false,
-            // Under a second at 100 GFLOP/s.
+            // A second at 100 GFLOP/s.
             max_chunk_flops: 1e11,
         }
     }
@@ -157,7 +158,8 @@ impl Gpu {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// On the caller's device. Its callbacks for errors and loss are left alone.
+    /// On the caller's device. Its callbacks for errors and loss are left alone. Device, queue and all buffers must be of one
+    /// device: wgpu takes what belongs to another instance for something else, or panics.
     ///
     /// # Errors
     /// Where the device refuses the layout of the kernels' bindings: it needs 8 storage buffers a stage.
@@ -168,7 +170,7 @@ impl Gpu {
         options: GpuOptions,
     ) -> Result<Self, DeviceError> {
         let (group_layout, pipeline_layout) =
-            checked((&device, &queue), "the layout of bindings", || {
+            checked((&device, &queue), "laying out bindings", || {
                 let group_layout = bindings::layout(&device);
                 let pipeline_layout =
                     device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -199,6 +201,20 @@ impl Gpu {
         Ok(Self { shared, options })
     }
 
+    /// [`Gpu::new`], waiting for it.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn new_blocking(
+        caps: AdapterCaps,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: GpuOptions,
+    ) -> Result<Self, DeviceError> {
+        pollster::block_on(Self::new(caps, device, queue, options))
+    }
+
     /// On a device of its own.
     ///
     /// # Errors
@@ -208,11 +224,13 @@ impl Gpu {
         let names: Vec<_> = adapters.iter().map(|a| a.get_info().name).collect();
         let index = match &request.adapter {
             None => (!adapters.is_empty()).then_some(0),
+            // One or two digits are an index; more are a model's.
+            Some(asked) if asked.len() <= 2 && asked.bytes().all(|b| b.is_ascii_digit()) => {
+                asked.parse().ok().filter(|&i: &usize| i < adapters.len())
+            }
             Some(asked) => {
-                asked.parse().ok().filter(|&i: &usize| i < adapters.len()).or_else(|| {
-                    let asked = asked.to_lowercase();
-                    names.iter().position(|n| n.to_lowercase().contains(&asked))
-                })
+                let asked = asked.to_lowercase();
+                names.iter().position(|n| n.to_lowercase().contains(&asked))
             }
         };
         let Some(adapter) = index.map(|i| &adapters[i]) else {
@@ -298,7 +316,7 @@ impl Gpu {
     /// Workgroups in one dimension, at most.
     pub(super) fn max_workgroups(&self) -> u32 {
         let own = self.device().limits().max_compute_workgroups_per_dimension;
-        self.options.max_workgroups.map_or(own, |asked| asked.clamp(1, own))
+        self.options.max_workgroups.map_or(own, |asked| asked.max(1).min(own))
     }
 
     /// The pipeline of a key, compiled at its first use.
@@ -314,7 +332,7 @@ impl Gpu {
             return Ok(pipeline);
         }
         let label = key.to_string();
-        let pipeline = checked(self.both(), "a pipeline", || {
+        let pipeline = checked(self.both(), "compiling a pipeline", || {
             let source = wgpu::ShaderModuleDescriptor {
                 label: Some(&label),
                 source: wgpu::ShaderSource::Wgsl(key.wgsl().into()),

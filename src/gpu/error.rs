@@ -18,7 +18,7 @@ use crate::RunError;
 #[non_exhaustive]
 pub enum DeviceError {
     /// No adapter, or none of the name asked for.
-    #[error("adapter {asked}: {} present{}", if .present.is_empty() { "none is" } else { "those are" }, if .present.is_empty() { String::new() } else { format!(": {}", .present.join(", ")) })]
+    #[error("there is no adapter {asked}: {}", if .present.is_empty() { "none is present".to_owned() } else { format!("present: {}", .present.join(", ")) })]
     NoAdapter {
         /// What was asked for.
         asked: String,
@@ -89,9 +89,9 @@ pub enum PlanError {
         needed: u64,
     },
     /// Windows that take more turns of loops than the adapter has: Mesa's llvmpipe ends the loops of a
-    /// thread after 65,535 turns, and results would be wrong.
+    /// thread after 65,535 turns, and results would be wrong; others would take seconds for a thread.
     #[error(
-        "windows of this size take up to {needed} turns of a thread's loops: this adapter (llvmpipe) ends loops after {max}; use another adapter or the CPU engine"
+        "windows of this size take up to {needed} turns of a thread's loops: this adapter has {max}; use another adapter or the CPU engine"
     )]
     LoopTurns {
         /// What is needed, at most.
@@ -217,8 +217,10 @@ pub enum BindError {
         input: &'static str,
     },
     /// More dimensions than kernels count.
-    #[error("the leading dimensions are {got} that do not merge: at most {max} are allowed here")]
+    #[error("the leading dimensions of {tensor} are {got} that do not merge: at most {max} are allowed{}", if *.max == 1 { " where k and v have others than q" } else { "" })]
     Rank {
+        /// The tensor, or `all` of them together.
+        tensor: &'static str,
         /// Dimensions left after merging.
         got: usize,
         /// How many kernels count.
@@ -226,11 +228,13 @@ pub enum BindError {
     },
     /// A workspace without a free slot: submit, then `recall`, or make a larger one.
     #[error(
-        "the workspace has {slots} slots, all in use, and {needed} are needed: recall() it after a submit, or make a larger one"
+        "the workspace has {slots} slots, {used} in use, and {needed} are needed: recall() it after a submit, or make a larger one"
     )]
     NoSlot {
         /// Its size.
         slots: usize,
+        /// Slots in use.
+        used: usize,
         /// Slots needed.
         needed: usize,
     },
@@ -305,6 +309,7 @@ mod tests {
             PlanError: HeadDim, Limit, LoopTurns, LayoutExceedsBinding, Run, Device;
             BindError: Shape, Strides, Presence, Dtype, Layout, BufferSize, Usage, Overlap, Aliasing,
                 Rank, NoSlot, WorkspaceGpu, Workspace, Plan, Device;
+            GpuError: Run, Plan, Bind, Device;
         };
         let list = include_str!("../../tests/gpu_suite/errors.txt");
         let listed: Vec<_> = list.lines().filter_map(|line| line.split(' ').next()).collect();

@@ -194,7 +194,7 @@ impl<'a> Piece<'a> {
         let results = rows.len() * queries.len();
         let out_bytes = results * outcome.elements * outcome.dtype.bytes() as usize;
         let lse_bytes = if shape.lse { results * 4 } else { 0 };
-        checked(gpu.both(), "the tensors of a call", || {
+        checked(gpu.both(), "placing the tensors of a call", || {
             let make = |label, size: usize, usage| {
                 gpu.device().create_buffer(&wgpu::BufferDescriptor {
                     label: Some(label),
@@ -278,7 +278,7 @@ impl<'a> Piece<'a> {
         let bound = self.plan.bind_piece(&self.tensors(), self.chunk, workspace).await?;
         workspace.recall();
         let gpu = &self.plan.gpu;
-        checked(gpu.both(), "a call", || {
+        checked(gpu.both(), "recording a call", || {
             let mut encoder =
                 gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor {
                     label: Some("local-attention"),

@@ -27,7 +27,7 @@ pub(super) struct Laid<'a> {
 
 /// The tensors of a call.
 pub(super) struct LaidTensors<'a> {
-    /// Sizes of the leading dimensions of q, k, v and out.
+    /// Sizes of the leading dimensions of q, k, v, out and lse.
     pub(super) dims: [u32; 4],
     q: Laid<'a>,
     k: Laid<'a>,
@@ -59,6 +59,10 @@ impl<'a> LaidTensors<'a> {
             leading(&tensors.k, one_row),
             leading(&tensors.v, one_row),
             leading(&tensors.out, false),
+            lse.map_or_else(
+                || vec![0; shape.leading.len()],
+                |t| t.strides_elems[..shape.leading.len()].to_vec(),
+            ),
         ];
         // A packed batch of k and v with other leading dimensions than q's packs row by row.
         let same = one_row || shape.kv_leading == shape.leading;
@@ -66,19 +70,17 @@ impl<'a> LaidTensors<'a> {
             let strides: Vec<&[i64]> = strides.iter().map(|s| &s[..]).collect();
             merge_leading(&shape.leading, &strides)?
         } else {
-            let sizes = [&shape.leading, &shape.kv_leading, &shape.kv_leading, &shape.leading];
-            let each = sizes.iter().zip(&strides).map(|(sizes, s)| merge_to_one(sizes, s));
+            let [q, kv] = [&shape.leading, &shape.kv_leading];
+            let sizes = [("q", q), ("k", kv), ("v", kv), ("out", q), ("lse", q)];
+            let each = sizes.iter().zip(&strides);
+            let each = each.map(|((tensor, sizes), s)| merge_to_one(tensor, sizes, s));
             let merged = each.collect::<Result<Vec<_>, _>>()?;
             ([1, 1, 1, plan.problem.batch as u32], merged)
         };
-        let lse = match lse {
-            None => None,
-            Some(t) => {
-                let (position, leading) = t.strides_elems.split_last().unwrap_or((&1, &[]));
-                let leading = merge_to_one(&shape.leading, leading)?;
-                Some(Laid::new(t, leading, [*position, 0], first_query))
-            }
-        };
+        let lse = lse.map(|t| {
+            let position = t.strides_elems.last().copied().unwrap_or(1);
+            Laid::new(t, merged[4], [position, 0], first_query)
+        });
         let last_two = |t: &TensorView<'_>| {
             let n = t.strides_elems.len();
             [t.strides_elems[n - 2], t.strides_elems[n - 1]]
@@ -167,13 +169,13 @@ impl<'a> LaidTensors<'a> {
         let Chunk { rows, queries, keys } = chunk;
         let (d, dv) = (shape.head_dim, shape.value_dim);
         let rows_only = |n: usize| [1, 1, 1, n.max(1) as u32];
-        let (dims, row_dims) = (self.dims, rows_only(problem.batch));
+        let dims = self.dims;
         let mut all = vec![
             (Slot::Q, dims, rows.clone(), queries.clone(), d),
             (Slot::K, dims, rows.clone(), keys.clone(), d),
             (Slot::V, dims, rows.clone(), keys.clone(), dv),
             (Slot::Out, dims, rows.clone(), queries.clone(), self.out_elements),
-            (Slot::Lse, row_dims, rows.clone(), queries.clone(), 1),
+            (Slot::Lse, dims, rows.clone(), queries.clone(), 1),
         ];
         all.extend(shape.mask.map(|m| {
             (Slot::Mask, rows_only(m.rows), chunk.mask_rows(problem, m.rows), 0..m.len, 1)
@@ -358,7 +360,7 @@ fn merge_leading(
         }
     }
     if merged.len() > 4 {
-        return Err(BindError::Rank { got: merged.len(), max: 4 });
+        return Err(BindError::Rank { tensor: "all", got: merged.len(), max: 4 });
     }
     let mut dims = [1; 4];
     let mut all = vec![[0; 4]; strides.len()];
@@ -370,11 +372,15 @@ fn merge_leading(
 }
 
 /// The strides of leading dimensions that have to be one.
-fn merge_to_one(sizes: &[usize], strides: &[i64]) -> Result<[i64; 4], BindError> {
+fn merge_to_one(
+    tensor: &'static str,
+    sizes: &[usize],
+    strides: &[i64],
+) -> Result<[i64; 4], BindError> {
     let (dims, merged) = merge_leading(sizes, &[strides])?;
     match dims {
         [1, 1, 1, _] => Ok(merged[0]),
-        _ => Err(BindError::Rank { got: dims.iter().filter(|d| **d != 1).count(), max: 1 }),
+        _ => Err(BindError::Rank { tensor, got: dims.iter().filter(|d| **d != 1).count(), max: 1 }),
     }
 }
 
@@ -393,8 +399,9 @@ mod tests {
         assert_eq!(merge_leading(&[], &[&[]]).unwrap().0, [1; 4]);
         assert_eq!(merge_leading(&[1, 5, 1], &[&[9, 7, 3]]).unwrap().1, [[0, 0, 0, 7]]);
         let error = merge_leading(&[2; 5], &[&[1, 10, 2, 30, 5]]).unwrap_err();
-        assert_eq!(error, BindError::Rank { got: 5, max: 4 });
-        assert_eq!(merge_to_one(&[2, 3], &[9, 2]).unwrap_err(), BindError::Rank { got: 2, max: 1 });
-        assert_eq!(merge_to_one(&[2, 3], &[6, 2]).unwrap(), [0, 0, 0, 2]);
+        assert_eq!(error, BindError::Rank { tensor: "all", got: 5, max: 4 });
+        let error = merge_to_one("k", &[2, 3], &[9, 2]).unwrap_err();
+        assert_eq!(error, BindError::Rank { tensor: "k", got: 2, max: 1 });
+        assert_eq!(merge_to_one("k", &[2, 3], &[6, 2]).unwrap(), [0, 0, 0, 2]);
     }
 }

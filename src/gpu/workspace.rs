@@ -50,7 +50,7 @@ impl Workspace {
         // Offsets are 32 bits.
         let limit = gpu.device().limits().max_buffer_size.min(u64::from(u32::MAX)) / stride;
         let slots = slots.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
-        let buffer = checked(gpu.both(), "a workspace", || {
+        let buffer = checked(gpu.both(), "making a workspace", || {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention workspace"),
                 size: stride.saturating_mul(slots as u64),
@@ -105,7 +105,8 @@ impl Workspace {
     /// An error unless this many slots are free.
     pub(super) fn check_room(&self, needed: usize) -> Result<(), BindError> {
         if self.slots - self.used < needed {
-            return Err(BindError::NoSlot { slots: self.slots, needed });
+            let (slots, used) = (self.slots, self.used);
+            return Err(BindError::NoSlot { slots, used, needed });
         }
         Ok(())
     }

@@ -176,6 +176,12 @@ impl Coverage {
         }
     }
 
+    /// Options hit fewer than `least` times, whatever they are paired with.
+    pub fn missing_options(&self, least: usize) -> Vec<&'static str> {
+        let hits = |name: &str| self.0.get(name).copied().unwrap_or(0);
+        OPTIONS.into_iter().filter(|name| hits(name) < least).collect()
+    }
+
     /// Everything hit fewer than `least` times, with its hits.
     pub fn missing(&self, least: usize) -> Vec<(String, usize)> {
         let pairs = OPTIONS.iter().enumerate().flat_map(|(i, a)| {

@@ -38,6 +38,7 @@ pub fn every_error(gpu: &Gpu) -> Result<(), Failed> {
     bind_errors(gpu, seen)?;
     hard_tensors(gpu, seen)?;
     plan_errors(gpu, seen)?;
+    run_errors(gpu, seen)?;
     faults::small_limits(gpu, seen)?;
     faults::destroyed(gpu, seen)?;
     let limits_memory = cfg!(target_os = "linux") && gpu.caps().is_software();
@@ -168,7 +169,7 @@ fn bind_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
         let call = Call::with_dropout(Dropout { seed: 1, offset: 0 });
         bound.encode(&mut pass, &mut used, &call).map_err(fail)?;
         let error = bound.encode(&mut pass, &mut used, &call).unwrap_err();
-        assert_eq!(error, BindError::NoSlot { slots: 1, needed: 1 });
+        assert_eq!(error, BindError::NoSlot { slots: 1, used: 1, needed: 1 });
         seen.note(&error);
     }
     gpu.queue().submit([encoder.finish()]);
@@ -229,7 +230,7 @@ fn hard_tensors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let error = plan5
         .bind_forward_blocking(&ForwardTensors::new(x.clone(), x.clone(), x, y), &workspace)
         .unwrap_err();
-    assert_eq!(error, BindError::Rank { got: 5, max: 4 });
+    assert_eq!(error, BindError::Rank { tensor: "all", got: 5, max: 4 });
     seen.note(&error);
     // A row whose logits leave f32 sees nothing with a weight; what it then reads is its window.
     let config = LocalAttentionConfig::new(128).causal(true).dim(2).use_xpos(true);
@@ -260,6 +261,9 @@ fn plan_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let error = Gpu::request_blocking(&RequestOptions::adapter("no such adapter")).unwrap_err();
     assert!(matches!(error, DeviceError::NoAdapter { .. }), "{error}");
     seen.note(&error);
+    // An index past the last, though names have digits in them.
+    let error = Gpu::request_blocking(&RequestOptions::adapter("99")).unwrap_err();
+    assert!(matches!(error, DeviceError::NoAdapter { .. }), "{error}");
     // A window of more keys than llvmpipe's loops have turns.
     let attention64 = LocalAttention::new(LocalAttentionConfig::new(1 << 20)).unwrap();
     let long = attention64.problem(&AttentionShape::new([1], 1 << 20, 64)).unwrap();
@@ -274,7 +278,10 @@ fn plan_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let inputs = HostInputs::new(t(), t(), t());
     let wide = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
     match gpu.with_options(options).forward_blocking(&wide, &inputs, &Call::default()) {
-        Err(GpuError::Plan(e @ PlanError::LayoutExceedsBinding { .. })) => seen.note(&e),
+        Err(GpuError::Plan(e @ PlanError::LayoutExceedsBinding { .. })) => {
+            seen.note(&e);
+            seen.note(&GpuError::Plan(e));
+        }
         other => return Err(format!("{other:?}").into()),
     }
     // A batch of 0 has a result, of nothing.
@@ -283,6 +290,37 @@ fn plan_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
     let got = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?;
     assert_eq!((got.shape, got.out.len()), (vec![0, 8, 4], 0));
+    small_call(gpu).map_err(fail)
+}
+
+/// Tensors of host memory that are not what the problem describes: what the other engines say too.
+fn run_errors(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
+    let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
+    let t =
+        |shape: &[usize]| HostTensor::new(vec![0.5_f32; shape.iter().product()], shape).unwrap();
+    let mask = HostTensor::new(vec![true; 8], [1, 8]).unwrap();
+    let good = || HostInputs::new(t(&[2, 8, 4]), t(&[2, 8, 4]), t(&[2, 8, 4]));
+    let shape = AttentionShape::new([2], 8, 4);
+    let masked = shape.clone().with_mask(1, 8);
+    for (says, shape, inputs) in [
+        ("q has shape", &shape, HostInputs::new(t(&[2, 7, 4]), t(&[2, 8, 4]), t(&[2, 8, 4]))),
+        ("k has shape", &shape, HostInputs::new(t(&[2, 8, 4]), t(&[1, 8, 4]), t(&[2, 8, 4]))),
+        ("mask is missing", &masked, good()),
+        ("mask was given", &shape, good().with_mask(mask)),
+        ("attn_bias was given", &shape, good().with_attn_bias(t(&[1, 4, 1]))),
+    ] {
+        let problem = attention.problem(shape).unwrap();
+        let error = gpu.forward_blocking(&problem, &inputs, &Call::default()).unwrap_err();
+        let same = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap_err();
+        assert!(error.to_string().starts_with(says), "{error}");
+        assert_eq!(error.to_string(), same.to_string());
+        let weights = gpu.weights_blocking(&problem, &inputs, 0..1).unwrap_err();
+        assert_eq!(weights.to_string(), same.to_string());
+        seen.note(&error);
+    }
+    let problem = attention.problem(&shape).unwrap();
+    let error = gpu.weights_blocking(&problem, &good(), 3..9).unwrap_err();
+    assert!(error.to_string().starts_with("queries is 3..9"), "{error}");
     small_call(gpu).map_err(fail)
 }
 
@@ -302,7 +340,10 @@ fn lost_device(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
     seen.note(&workspace.unwrap_err());
     match small_call(&doomed) {
         Err(GpuError::Device(e) | GpuError::Plan(PlanError::Device(e)))
-            if matches!(e, DeviceError::Lost { .. }) => {}
+            if matches!(e, DeviceError::Lost { .. }) =>
+        {
+            seen.note(&GpuError::Device(e));
+        }
         other => return Err(format!("{other:?}").into()),
     }
     small_call(gpu).map_err(fail)

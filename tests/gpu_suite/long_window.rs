@@ -16,7 +16,14 @@ const MOST: usize = 1 << 13;
 /// Of each kernel, a query whose window is the largest that the engine takes, up to [`MOST`] keys.
 pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
     let mut refused = 0;
-    for (d, tile) in [(64, Tile::Small), (64, Tile::Large), (30, Tile::Tall), (256, Tile::Small)] {
+    for (d, tile) in [
+        (64, Tile::Small),
+        (64, Tile::Large),
+        (30, Tile::Tall),
+        (128, Tile::Tall),
+        (256, Tile::Small),
+        (256, Tile::Tall),
+    ] {
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
         let gpu = gpu.with_options(options);

@@ -4,6 +4,7 @@ pub mod bad_input;
 pub mod buffers;
 pub mod faults;
 pub mod large_window;
+pub mod layouts;
 pub mod long_window;
 pub mod one_buffer;
 pub mod oracle;

@@ -1,4 +1,5 @@
 //! Every pair of values of the kernels' factors, each key with at least ten random geometries.
+//! `LOCAL_ATTENTION_KEYS=all`: every key.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use local_attention::{
 
 use super::{fail, list, worst};
 use crate::common::Case;
+use crate::common::coverage::Coverage;
 
 /// Geometries for each key.
 const LEAST: usize = 10;
@@ -52,6 +54,9 @@ fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
         let reached = key.vec4 || key.features != Features::Plain;
         reached && key.arena == Arena::NONE && key.kernel == Kernel::Forward
     });
+    if std::env::var("LOCAL_ATTENTION_KEYS").is_ok_and(|keys| keys == "all") {
+        return all;
+    }
     let mut open: std::collections::BTreeSet<_> = all.iter().flat_map(pairs).collect();
     let mut chosen = Vec::new();
     while !open.is_empty() {
@@ -60,15 +65,16 @@ fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
         pairs(&best).iter().for_each(|p| _ = open.remove(p));
         chosen.push(best);
     }
+    assert!(chosen.len() <= 24, "{} keys", chosen.len());
     chosen
 }
 
 pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
     let chosen = covering(gpu);
-    assert!(chosen.len() <= 24, "{} keys", chosen.len());
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();
     let mut situations = SITUATIONS.map(|name| (name, 0));
+    let mut coverage = Coverage::default();
     for seed in 0.. {
         let rare = situations.iter().any(|(_, n)| *n < LEAST);
         if !rare && hits.values().all(|&n| n >= LEAST) {
@@ -114,6 +120,7 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
             Ok(None) => {}
             Ok(Some(degenerate)) => {
                 *n += 1;
+                coverage.add(&case, &[]);
                 let met = situations_of(&case, &key, degenerate);
                 situations.iter_mut().zip(met).for_each(|((_, n), met)| *n += usize::from(met));
             }
@@ -123,6 +130,10 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
                     .push(format!("seed {seed}, {key}: {e}\n{config:?}\n{quirks:?}\n{shape:?}"));
             }
         }
+    }
+    let missing = coverage.missing_options(LEAST);
+    if !missing.is_empty() {
+        failures.push(format!("fewer than {LEAST} cases of {missing:?}"));
     }
     match failures.is_empty() {
         true => Ok(()),
@@ -275,5 +286,22 @@ pub fn hard_geometries(gpu: &Gpu) -> Result<(), Failed> {
     let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
     let out = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
     assert!(out.iter().all(|x| x.is_nan()), "a NaN key that all see: {out:?}");
+    // A bias of NaN or plus infinity makes NaN of the rows that see it, and of no others.
+    let config = LocalAttentionConfig::new(4).causal(true);
+    for strange in [f32::NAN, f32::INFINITY] {
+        let mut bias = vec![0.0_f32; 4 * 8];
+        bias[2 * 8 + 5] = strange;
+        let x = HostTensor::new(vec![0.5_f32; 32], [8, 4]).unwrap();
+        let bias = HostTensor::new(bias, [1, 4, 8]).unwrap();
+        let inputs = HostInputs::new(x.clone(), x.clone(), x).with_attn_bias(bias);
+        let attention = LocalAttention::new(config.clone()).unwrap();
+        let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+        let out = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
+        let rows: Vec<_> = out.chunks(4).map(|row| row[0].is_nan()).collect();
+        let truth = Reference::<f32>::new().forward(&problem, &inputs, &Call::default()).unwrap();
+        let expected: Vec<_> = truth.out.chunks(4).map(|row| row[0].is_nan()).collect();
+        assert_eq!(rows, expected, "a bias of {strange}");
+        assert!(rows.contains(&true) && rows.contains(&false));
+    }
     Ok(())
 }

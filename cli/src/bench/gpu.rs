@@ -45,12 +45,13 @@ impl Resident {
         // More parts than this are no one call any more.
         let workspace = Workspace::new_blocking(gpu, 4096).map_err(|e| fail(&e))?;
         let up = |t: &HostTensor<'_, T>| buffer(gpu, t.iter().flat_map(&bytes).collect());
-        let (q, k, v) = (up(&inputs.q), up(&inputs.k), up(&inputs.v));
+        let (q, k, v) = (up(&inputs.q)?, up(&inputs.k)?, up(&inputs.v)?);
         let mask = inputs.mask.as_ref().map(|m| buffer(gpu, m.iter().map(u8::from).collect()));
-        let bias = inputs.attn_bias.as_ref().map(up);
+        let mask = mask.transpose()?;
+        let bias = inputs.attn_bias.as_ref().map(up).transpose()?;
         let dtype = Dtype::from(storage);
         let elements = problem.out_shape().iter().product::<usize>();
-        let out = buffer(gpu, vec![0; elements * bytes_of(storage)]);
+        let out = buffer(gpu, vec![0; elements * bytes_of(storage)])?;
         let view = |b, shape: &[usize]| TensorView::contiguous(b, dtype, shape);
         let mut tensors = ForwardTensors::new(
             view(&q, inputs.q.shape()),
@@ -103,16 +104,30 @@ fn bytes_of(storage: Storage) -> usize {
     storage.bytes() as usize
 }
 
-fn buffer(gpu: &Gpu, mut data: Vec<u8>) -> wgpu::Buffer {
+fn buffer(gpu: &Gpu, mut data: Vec<u8>) -> Result<wgpu::Buffer, BadInput> {
     data.resize(data.len().next_multiple_of(16).max(16), 0);
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("bench"),
-        size: data.len() as u64,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    gpu.queue().write_buffer(&buffer, 0, &data);
-    buffer
+    scoped(gpu, || {
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("bench"),
+            size: data.len() as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        gpu.queue().write_buffer(&buffer, 0, &data);
+        buffer
+    })
+}
+
+/// What `make` gives, unless the device has no memory for it, or no such size.
+pub fn scoped<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, BadInput> {
+    let memory = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+    let made = make();
+    let error = (pollster::block_on(validation.pop()), pollster::block_on(memory.pop()));
+    match error.0.or(error.1) {
+        None => Ok(made),
+        Some(e) => Err(BadInput::Usage(format!("--backend gpu: {e}"))),
+    }
 }
 
 /// Timestamps around a pass.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use local_attention::gpu::{Gpu, wgpu};
 
 use super::floor::Floor;
-use super::gpu::wait;
+use super::gpu::{scoped, wait};
 use crate::error::BadInput;
 
 /// Operations of one thread of `multiply_add`: 256 times 8 vec4s, a product and a sum each.
@@ -26,7 +26,7 @@ pub fn measure(gpu: &Gpu) -> Result<Floor, BadInput> {
             mapped_at_creation: false,
         })
     };
-    let (from, to) = (make(), make());
+    let (from, to) = (scoped(gpu, make)?, scoped(gpu, make)?);
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some("floor"),
         source: wgpu::ShaderSource::Wgsl(include_str!("gpu_floor.wgsl").into()),

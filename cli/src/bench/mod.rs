@@ -13,6 +13,9 @@ mod row;
 mod shape;
 mod suite;
 
+pub use gpu::Resident;
+pub use measure::Tensors;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -38,7 +41,7 @@ pub struct BenchArgs {
     /// Engine.
     #[arg(long, value_enum, default_value = "auto")]
     backend: Backend,
-    /// Adapter of the GPU engine.
+    /// Adapter of the GPU engine: a part of its name, or its number.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Threads of the CPU engine; several numbers compare them [default: all].

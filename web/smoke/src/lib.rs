@@ -37,7 +37,7 @@ pub async fn smoke() -> Result<String, JsError> {
     for (i, (name, config, n, d)) in cases.into_iter().enumerate() {
         for (j, extra) in extras.into_iter().enumerate() {
             let mut options = GpuOptions::default();
-            options.tile = Some([Tile::Small, Tile::Large][(i + j) % 2]);
+            options.tile = Some(Tile::ALL[(i + j) % 3]);
             let case = Case { config: config.clone(), n, d, extra };
             let gpu = gpu.with_options(options);
             lines.push(format!("{name}, {extra:?}: {}", case.run(&gpu, |x| x).await?));

@@ -1,0 +1,183 @@
+//! Tensors anywhere in a caller's buffers: any order of dimensions, offsets, padding, reversed or repeated rows, masks of
+//! bytes and of words, parts of the queries, whole and cut by limits: the result of the same tensors in host memory.
+
+use libtest_mimic::Failed;
+use local_attention::HostTensor;
+use local_attention::gpu::{
+    BindError, Dtype, ForwardTensors, Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage,
+    TensorView, Workspace, wgpu,
+};
+
+use super::buffers::{read, upload, upload_bytes};
+use super::{bits, fail, list, submit};
+use crate::common::{Case, Noise};
+
+/// Cases of each kind, whole and cut.
+const LEAST: usize = 40;
+
+pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
+    let (mut whole, mut cut, mut words, mut repeated) = (0, 0, 0, 0);
+    for seed in 0.. {
+        if whole >= LEAST && cut >= LEAST && words >= LEAST / 4 && repeated >= LEAST / 4 {
+            break;
+        }
+        assert!(seed < 600, "{whole} whole, {cut} cut, {words} of words, {repeated} repeated");
+        let mut case = Case::decode(&list(70_000 + seed));
+        // What a mask hides is not read: here it could be.
+        case.k.iter_mut().chain(&mut case.v).filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
+        let mut noise = Noise::new(seed as usize);
+        let repeats = repeat_keys(&mut case, &mut noise);
+        let (problem, inputs) = (case.problem(), case.inputs());
+        let expected = match gpu.forward_blocking(&problem, &inputs, &case.call) {
+            Err(GpuError::Plan(PlanError::LoopTurns { .. })) => continue,
+            expected => expected.map_err(fail)?,
+        };
+        let mut options = GpuOptions::default();
+        let limited = seed % 2 == 1;
+        options.max_binding_bytes = limited.then_some(16 << 10);
+        options.max_workgroups = limited.then_some(1);
+        let small = gpu.with_options(options);
+        let s = &case.shape;
+        let strided = |t: &HostTensor<'_, f32>, repeats: bool, noise: &mut Noise| {
+            Placed::new(gpu, &t.iter().collect::<Vec<_>>(), t.shape(), repeats, noise)
+        };
+        let q = strided(&inputs.q, false, &mut noise);
+        let (k, v) =
+            (strided(&inputs.k, repeats, &mut noise), strided(&inputs.v, repeats, &mut noise));
+        let out =
+            Placed::new(gpu, &vec![7.0; expected.out.len()], &expected.shape, false, &mut noise);
+        let mut tensors = ForwardTensors::new(q.view(), k.view(), v.view(), out.view());
+        let lse_shape = [&s.leading[..], &[s.query.len()]].concat();
+        let lse =
+            Placed::new(gpu, &vec![7.0; lse_shape.iter().product()], &lse_shape, false, &mut noise);
+        if s.lse {
+            tensors = tensors.with_lse(lse.view());
+        }
+        let bias = inputs.attn_bias.as_ref().map(|b| strided(b, false, &mut noise));
+        if let Some(b) = &bias {
+            tensors = tensors.with_attn_bias(b.view());
+        }
+        let mask = s.mask.map(|m| (place_mask(gpu, &case.mask, &mut noise), [m.rows, m.len]));
+        if let Some(((buffer, dtype, offset), shape)) = &mask {
+            let view = TensorView::contiguous(buffer, *dtype, *shape);
+            tensors = tensors.with_mask(view.with_offset_bytes(*offset));
+        }
+        let plan = small.plan_blocking(&problem, &Layouts::any(Storage::F32)).map_err(fail)?;
+        let mut workspace = Workspace::new_blocking(gpu, 4096).map_err(fail)?;
+        let bound = match plan.bind_forward_blocking(&tensors, &workspace) {
+            Err(BindError::Plan(
+                PlanError::LayoutExceedsBinding { .. } | PlanError::LoopTurns { .. },
+            )) => continue,
+            bound => bound.map_err(fail)?,
+        };
+        match limited && bound.chunks() > 1 {
+            true => cut += 1,
+            false => whole += 1,
+        }
+        words += usize::from(tensors.mask.as_ref().is_some_and(|m| m.dtype == Dtype::U32));
+        repeated += usize::from(repeats);
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &case.call).unwrap());
+        let got = out.read(gpu);
+        if bits(&got) != bits(&expected.out) {
+            return Err(format!("seed {seed}: other bits\n{case:?}").into());
+        }
+        if let Some(expected) = &expected.lse {
+            assert_eq!(bits(&lse.read(gpu)), bits(expected), "seed {seed}: lse");
+        }
+    }
+    Ok(())
+}
+
+/// Gives all rows the keys and values of the first, sometimes: they are then stored once.
+fn repeat_keys(case: &mut Case, noise: &mut Noise) -> bool {
+    let s = &case.shape;
+    let rows: usize = s.kv_leading.iter().product();
+    if rows < 2 || noise.bits().is_multiple_of(2) {
+        return false;
+    }
+    for (data, width) in [(&mut case.k, s.head_dim), (&mut case.v, s.value_dim)] {
+        let one = data[..s.key_len * width].to_vec();
+        data.chunks_mut(one.len()).for_each(|row| row.copy_from_slice(&one));
+    }
+    true
+}
+
+/// A tensor somewhere in a buffer.
+struct Placed {
+    buffer: wgpu::Buffer,
+    shape: Vec<usize>,
+    strides: Vec<i64>,
+    offset: i64,
+}
+
+impl Placed {
+    fn new(gpu: &Gpu, data: &[f32], shape: &[usize], repeats: bool, noise: &mut Noise) -> Self {
+        let mut below = |n: usize| (noise.bits() % n as u64) as usize;
+        // Dimensions from the fastest on, in any order.
+        let mut order: Vec<usize> = (0..shape.len()).rev().collect();
+        if below(3) == 0 {
+            for i in (1..order.len()).rev() {
+                order.swap(i, below(i + 1));
+            }
+        }
+        let mut strides = vec![0; shape.len()];
+        let mut step = 1;
+        for dim in order {
+            if repeats && dim + 2 < shape.len() {
+                continue;
+            }
+            strides[dim] = step;
+            step *= shape[dim] as i64;
+            step += below(3) as i64;
+        }
+        let mut offset = below(70) as i64;
+        if below(4) == 0 {
+            let dim = below(shape.len());
+            offset += (shape[dim] as i64 - 1) * strides[dim];
+            strides[dim] = -strides[dim];
+        }
+        let mut placed = Self { buffer: upload(gpu, &[]), shape: shape.to_vec(), strides, offset };
+        let last = (0..data.len()).map(|i| placed.at(i)).max().unwrap_or(0);
+        let mut all = vec![f32::NAN; last + 3];
+        data.iter().enumerate().for_each(|(i, x)| all[placed.at(i)] = *x);
+        placed.buffer = upload(gpu, &all);
+        placed
+    }
+
+    /// Where an element, counted row by row, lies.
+    fn at(&self, mut i: usize) -> usize {
+        let mut at = self.offset;
+        for (&n, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            at += (i % n) as i64 * stride;
+            i /= n;
+        }
+        at as usize
+    }
+
+    fn view(&self) -> TensorView<'_> {
+        TensorView::contiguous(&self.buffer, Dtype::F32, &self.shape[..])
+            .with_strides_elems(self.strides.clone())
+            .with_offset_bytes(4 * self.offset as u64)
+    }
+
+    fn read(&self, gpu: &Gpu) -> Vec<f32> {
+        let all = read(gpu, &self.buffer);
+        let len = self.shape.iter().product();
+        (0..len).map(|i| all[self.at(i)]).collect()
+    }
+}
+
+/// A mask of bytes at any offset, or of words, anything but 0 for true: the type and the offset in bytes.
+fn place_mask(gpu: &Gpu, mask: &[bool], noise: &mut Noise) -> (wgpu::Buffer, Dtype, u64) {
+    let offset = (noise.bits() % 9) as usize;
+    if noise.bits().is_multiple_of(2) {
+        let mut bytes: Vec<u8> =
+            vec![9; offset].into_iter().chain(mask.iter().map(|m| u8::from(*m))).collect();
+        bytes.resize(bytes.len().next_multiple_of(4), 9);
+        return (upload_bytes(gpu, &bytes), Dtype::U8, offset as u64);
+    }
+    let word = |m: &bool| if *m { 1 + (noise.bits() as u32 >> 1) } else { 0 };
+    let words: Vec<u32> = vec![9; offset].into_iter().chain(mask.iter().map(word)).collect();
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    (upload_bytes(gpu, &bytes), Dtype::U32, 4 * offset as u64)
+}
