@@ -177,3 +177,155 @@ fn cpu_matches_the_oracle_on_f16() {
         }
     }
 }
+
+/// The oracle's gradients are those of its own forward pass: central differences of a loss, element by element.
+#[test]
+fn the_oracle_matches_central_differences() {
+    const H: f64 = 1e-5;
+    let oracle = Reference::<f64>::new();
+    let checked: usize = (0..300)
+        .into_par_iter()
+        .map(|i| {
+            let seed = 5_000_000 + i;
+            let mut noise = Noise::new(i as usize);
+            let case = case(seed);
+            let dout: Vec<f64> = dout(&case).into_iter().map(f64::from).collect();
+            let gradients = parts(&gradients(&oracle, &case, &case.wide(), &dout));
+            let loss = |inputs: &HostInputs<'_, f64>| -> f64 {
+                let out = oracle.forward(&case.problem(), inputs, &case.call).unwrap().out;
+                out.iter().zip(&dout).map(|(a, b)| a * b).sum()
+            };
+            let mut checked = 0;
+            for (name, _, gradient) in &gradients {
+                for _ in 0..4 {
+                    let at = (noise.bits() % gradient.len() as u64) as usize;
+                    let moved = |step: f64| {
+                        let mut inputs = case.wide();
+                        let x = match *name {
+                            "dq" => &mut inputs.q,
+                            "dk" => &mut inputs.k,
+                            "dv" => &mut inputs.v,
+                            _ => inputs.attn_bias.as_mut().unwrap(),
+                        };
+                        let mut all: Vec<_> = x.iter().collect();
+                        all[at] += step;
+                        *x = HostTensor::new(all, x.shape().to_vec()).unwrap();
+                        loss(&inputs)
+                    };
+                    let slope = (moved(H) - moved(-H)) / (2.0 * H);
+                    let size = largest(gradient).max(1.0);
+                    let error = (slope - gradient[at]).abs();
+                    assert!(
+                        error <= 1e-5 * size,
+                        "seed {seed}: {name}[{at}] is {}, differences say {slope}\n{:?}\n{:?}",
+                        gradient[at],
+                        case.config,
+                        case.shape
+                    );
+                    checked += 1;
+                }
+            }
+            checked
+        })
+        .sum();
+    assert!(checked > 3600, "{checked}");
+}
+
+fn bits<T: Element<Accumulator = f32>>(g: &Gradients<T>) -> Vec<u32> {
+    let bias = g.dattn_bias.iter().map(|g| &g.data);
+    let all = [&g.dq.data, &g.dk.data, &g.dv.data].into_iter().chain(bias);
+    all.flatten().map(|x| x.load().to_bits()).collect()
+}
+
+/// The same bits over ten runs and over numbers of threads, and with queries in parts the same sums.
+#[test]
+fn cpu_is_deterministic() {
+    let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3, 7] };
+    let engines: Vec<_> = threads.iter().map(|&n| Cpu::with_threads(n).unwrap()).collect();
+    for seed in 0..60 {
+        let case = case(6_000_000 + seed);
+        let (inputs, dout) = (case.inputs(), dout(&case));
+        let first = gradients(&engines[0], &case, &inputs, &dout);
+        for (run, engine) in engines.iter().cycle().take(10).enumerate() {
+            let again = bits(&gradients(engine, &case, &inputs, &dout));
+            assert_eq!(again, bits(&first), "seed {seed}, run {run}, {} threads", engine.threads());
+        }
+        in_parts(&engines[0], &case, &dout, &first, seed);
+    }
+}
+
+fn in_parts(engine: &Cpu, case: &Case, dout: &[f32], whole: &Gradients<f32>, seed: u64) {
+    let s = &case.shape;
+    let (n, d, width) = (s.query.len(), s.head_dim, s.value_dim);
+    let mut sums: Vec<Vec<f64>> = parts(whole).iter().map(|(_, _, x)| vec![0.0; x.len()]).collect();
+    for part in [0..n / 3, n / 3..n] {
+        let of = |all: &[f32], width: usize| -> Vec<f32> {
+            let rows = all.chunks(n * width);
+            rows.flat_map(|r| r[part.start * width..part.end * width].to_vec()).collect()
+        };
+        let mut piece = case.clone();
+        piece.shape.query = s.query.start + part.start..s.query.start + part.end;
+        piece.q = of(&case.q, d);
+        let got = parts(&gradients(engine, &piece, &piece.inputs(), &of(dout, width)));
+        // dq is that of its queries alone.
+        for (i, x) in got[0].2.iter().enumerate() {
+            let (row, at) = (i / (part.len() * d), i % (part.len() * d));
+            sums[0][row * n * d + part.start * d + at] = *x;
+        }
+        for (sum, (_, _, x)) in sums.iter_mut().zip(&got).skip(1) {
+            sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    for ((name, _, x), sum) in parts(whole).iter().zip(&sums) {
+        let error = worst(x, sum);
+        let allowed = if *name == "dq" { 0.0 } else { 2e-5 * largest(x).max(1.0) };
+        assert!(error <= allowed, "seed {seed}: {name} in parts is off by {error:e}");
+    }
+}
+
+/// Keys and values that heads share by a stride of 0 have one gradient: the sum over the heads.
+#[test]
+fn shared_keys_have_one_gradient() {
+    let (b, h, n, d) = (2, 3, 20, 8);
+    let mut noise = Noise::new(11);
+    let (q, kv) = (noise.normals(b * h * n * d), noise.normals(b * n * d));
+    let dout = noise.normals(b * h * n * d);
+    let config = local_attention::LocalAttentionConfig::new(5).dim(d as i64).shared_qk(true);
+    let attention = local_attention::LocalAttention::new(config).unwrap();
+    let all = [b, h, n, d];
+    let t = |data: &[f32]| HostTensor::new(data.to_vec(), all).unwrap();
+    let strides = [(n * d) as isize, 0, d as isize, 1];
+    let shared = || HostTensor::strided(kv.clone(), 0, all, strides).unwrap();
+    let copied: Vec<f32> = shared().iter().collect();
+    let run = |k: HostTensor<'static, f32>, v: HostTensor<'static, f32>, reference: bool| {
+        let inputs = HostInputs::new(t(&q), k, v);
+        let shape = local_attention::AttentionShape::from_inputs(&inputs).unwrap().with_lse();
+        let problem = attention.problem(&shape).unwrap();
+        let call = local_attention::Call::default();
+        let forward = Cpu::new().forward(&problem, &inputs, &call).unwrap();
+        let saved = BackwardInputs::new(&problem, &forward, t(&dout)).unwrap();
+        match reference {
+            true => Reference::<f32>::new().backward(&problem, &inputs, &saved, &call).unwrap(),
+            false => Cpu::new().backward(&problem, &inputs, &saved, &call).unwrap(),
+        }
+    };
+    let apart = run(t(&copied), t(&copied), false);
+    for reference in [false, true] {
+        // Both, or one alone.
+        let both = run(shared(), shared(), reference);
+        let mixed = run(shared(), t(&copied), reference);
+        assert_eq!(
+            (&both.dk.shape[..], &both.dv.shape[..]),
+            (&[b, 1, n, d][..], &[b, 1, n, d][..])
+        );
+        assert_eq!((&mixed.dk.shape[..], &mixed.dv.shape[..]), (&[b, 1, n, d][..], &all[..]));
+        for (got, of) in [(&both.dk, &apart.dk), (&both.dv, &apart.dv), (&mixed.dk, &apart.dk)] {
+            for (i, x) in got.data.iter().enumerate() {
+                let (batch, at) = (i / (n * d), i % (n * d));
+                let sum: f32 = (0..h).map(|head| of.data[(batch * h + head) * n * d + at]).sum();
+                assert!((x - sum).abs() < 1e-5, "{x}, expected {sum}");
+            }
+        }
+        assert!(mixed.dv.data.iter().zip(&apart.dv.data).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+}

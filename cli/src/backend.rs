@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use half::f16;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{DeviceError, Gpu, GpuElement, Layouts, RequestOptions, Storage};
-use local_attention::{Call, Engine, Forward, HostInputs, LocalAttention, Problem, Reference};
+use local_attention::{BackwardInputs, Call, Engine, Forward, LocalAttention, Problem, Reference};
 
 use crate::case::{Array, Case, Data, Dtype, Want};
 use crate::error::BadInput;
@@ -43,6 +43,11 @@ impl Backend {
     /// Opens the adapter, if this choice may need one.
     pub fn open(self, adapter: Option<&str>) -> Result<Engines, BadInput> {
         let request = adapter.map_or_else(RequestOptions::default, RequestOptions::adapter);
+        if let (Self::Cpu | Self::Reference | Self::ReferenceF32, Some(adapter)) = (self, adapter) {
+            return Err(BadInput::Usage(format!(
+                "--adapter {adapter}: this backend runs on no adapter"
+            )));
+        }
         let gpu = match self {
             Self::Auto | Self::Gpu => Gpu::request_blocking(&request),
             // Never asked for.
@@ -61,9 +66,13 @@ impl Backend {
 }
 
 impl Engines {
-    /// Every engine that is there, software adapters included.
-    pub fn all() -> Self {
-        Self { wanted: Backend::Auto, gpu: Gpu::request_blocking(&RequestOptions::default()) }
+    /// Every engine that is there, software adapters included; the adapter, where one is asked for.
+    pub fn all(adapter: Option<&str>) -> Result<Self, BadInput> {
+        let request = adapter.map_or_else(RequestOptions::default, RequestOptions::adapter);
+        match (adapter, Gpu::request_blocking(&request)) {
+            (Some(_), Err(e)) => Err(BadInput::Usage(format!("--adapter: {e}"))),
+            (_, gpu) => Ok(Self { wanted: Backend::Auto, gpu }),
+        }
     }
 
     /// Those that compute on inputs of this type.
@@ -103,7 +112,10 @@ impl Engines {
             (Backend::Auto, Ok(gpu)) => {
                 cpu(format!("{} is software on the CPU", gpu.caps().info.name))
             }
-            (Backend::Auto | Backend::Gpu, Err(_)) => cpu("there is no GPU adapter".to_owned()),
+            (Backend::Auto | Backend::Gpu, Err(DeviceError::NoAdapter { .. })) => {
+                cpu("there is no GPU adapter".to_owned())
+            }
+            (Backend::Auto | Backend::Gpu, Err(e)) => cpu(e.to_string()),
             (Backend::Cpu, _) => asked(Chosen::Cpu),
             (Backend::Reference, _) => asked(Chosen::Reference),
             (Backend::ReferenceF32, _) => asked(Chosen::ReferenceF32),
@@ -150,16 +162,22 @@ impl Chosen {
         }
     }
 
-    /// The output of a case, rounded once to `out`.
+    /// Whether it has a backward pass.
+    pub fn has_backward(&self) -> bool {
+        !matches!(self, Self::Gpu(_))
+    }
+
+    /// The output of a case, rounded once to `out`; and the gradients, where the case holds `dout` and the engine
+    /// has a backward pass.
     pub fn compute(
         &self,
         case: &Case,
         attention: &LocalAttention,
         call: &Call,
         out: Dtype,
-    ) -> Result<Array, BadInput> {
+    ) -> Result<Computed, BadInput> {
         let f16s = case.dtype() == Dtype::F16 && out == Dtype::F16;
-        match self {
+        let computed = match self {
             Self::Gpu(gpu) if f16s => on_gpu::<f16>(gpu, case, attention, call, Data::F16),
             Self::Gpu(gpu) => on_gpu(gpu, case, attention, call, Data::F32),
             Self::Cpu if f16s => on_host::<f16>(&Cpu::new(), case, attention, call, Data::F16),
@@ -168,9 +186,17 @@ impl Chosen {
             Self::ReferenceF32 => {
                 on_host(&Reference::<f32>::new(), case, attention, call, Data::F32)
             }
-        }
-        .map(|result| result.cast(out))
+        }?;
+        let gradients = computed.gradients.into_iter().map(|(name, x)| (name, x.cast(out)));
+        Ok(Computed { out: computed.out.cast(out), gradients: gradients.collect() })
     }
+}
+
+/// What a case gives.
+pub struct Computed {
+    pub out: Array,
+    /// `dq`, `dk`, `dv` and, with a bias, `dattn_bias`; none where they were not asked for.
+    pub gradients: Vec<(&'static str, Array)>,
 }
 
 fn on_host<T: Want>(
@@ -179,8 +205,19 @@ fn on_host<T: Want>(
     attention: &LocalAttention,
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
-) -> Result<Array, BadInput> {
-    forward(case, attention, wrap, |problem, inputs| Ok(engine.forward(problem, inputs, call)?))
+) -> Result<Computed, BadInput> {
+    let (mut problem, inputs) = case.prepare(attention)?;
+    let Some(dout) = case.dout::<T>(&problem)? else {
+        let result = engine.forward(&problem, &inputs, call)?;
+        let out = shaped(case, problem.shape().value_dim, wrap(result.out))?;
+        return Ok(Computed { out, gradients: Vec::new() });
+    };
+    problem = attention.problem(&problem.shape().clone().with_lse())?;
+    let result = engine.forward(&problem, &inputs, call)?;
+    let saved = BackwardInputs::new(&problem, &result, dout)?;
+    let gradients = engine.backward(&problem, &inputs, &saved, call)?;
+    let gradients = case.unpacked(gradients, wrap);
+    Ok(Computed { out: shaped(case, problem.shape().value_dim, wrap(result.out))?, gradients })
 }
 
 fn on_gpu<T: Want + GpuElement>(
@@ -189,21 +226,11 @@ fn on_gpu<T: Want + GpuElement>(
     attention: &LocalAttention,
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
-) -> Result<Array, BadInput> {
-    forward(case, attention, wrap, |problem, inputs| {
-        Ok(gpu.forward_blocking(problem, inputs, call)?)
-    })
-}
-
-fn forward<T: Want>(
-    case: &Case,
-    attention: &LocalAttention,
-    wrap: fn(Vec<T>) -> Data,
-    compute: impl FnOnce(&Problem, &HostInputs<'_, T>) -> Result<Forward<T>, BadInput>,
-) -> Result<Array, BadInput> {
+) -> Result<Computed, BadInput> {
     let (problem, inputs) = case.prepare(attention)?;
-    let result = compute(&problem, &inputs)?;
-    shaped(case, problem.shape().value_dim, wrap(result.out))
+    let result: Forward<T> = gpu.forward_blocking(&problem, &inputs, call)?;
+    let out = shaped(case, problem.shape().value_dim, wrap(result.out))?;
+    Ok(Computed { out, gradients: Vec::new() })
 }
 
 /// Leading dimensions as q has them, though k and v may have been packed.

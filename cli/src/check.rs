@@ -63,7 +63,7 @@ fn parse_tolerance(text: &str) -> Result<f64, String> {
 pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     // Absent whatever the cases hold: said once.
     let engines = match args.backend {
-        Backends::All => Engines::all(),
+        Backends::All => Engines::all(args.adapter.as_deref())?,
         Backends::One(backend) => backend.open(args.adapter.as_deref())?,
     };
     let mut files = Vec::new();
@@ -97,7 +97,7 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     }
     bar.finish_and_clear();
     for (count, what) in [
-        (tally.gradients, "gradients were not computed: this build has no backward pass"),
+        (tally.gradients, "gradients of the GPU engine were not computed: it has no backward pass"),
         (tally.lse, "lse was not compared: out alone is"),
         (tally.wide, "all but the reference were left out: F64 is computed by the reference alone"),
     ] {
@@ -172,7 +172,8 @@ fn check_file(
         tally.failed += usize::from(!verdict.passed);
         bar.suspend(|| report(&verdict, name, engine, console));
     }
-    tally.gradients += usize::from(case.expected.contains_key("dout"));
+    let forward_only = chosen.iter().any(|engine| !engine.has_backward());
+    tally.gradients += usize::from(forward_only && case.expected.contains_key("dout"));
     tally.lse += usize::from(case.expected.contains_key("lse"));
     let left_out = matches!(args.backend, Backends::All) && case.dtype() == Dtype::F64;
     tally.wide += usize::from(left_out);
@@ -208,6 +209,8 @@ fn find_cases(path: &Path, files: &mut Vec<PathBuf>, unusable: &mut Vec<(String,
 }
 
 struct Verdict {
+    /// The tensor that is nearest to failing, or fails most.
+    tensor: &'static str,
     error: f64,
     allowed: f64,
     passed: bool,
@@ -216,27 +219,50 @@ struct Verdict {
     reason: Option<String>,
 }
 
+impl Verdict {
+    fn share(&self) -> f64 {
+        if self.passed { self.error / self.allowed.max(f64::MIN_POSITIVE) } else { f64::INFINITY }
+    }
+}
+
+/// The worst tensor of those that a case says and an engine gives.
 fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
     let expected = case.expected.get("out").ok_or_else(|| {
         BadInput::Usage("tensor out is missing, or of a type that is not read: there is nothing to compare with".to_owned())
     })?;
     let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
     let got = engine.compute(case, &attention, &Call::default(), case.dtype())?;
-    let mut allowed = args.tolerance * magnitude(expected);
-    let mut budget = "tolerance";
+    let mut worst = compare("out", &got.out, expected, args.tolerance * magnitude(expected));
+    let mut gradient_share = args.tolerance;
     if case.dtype() == Dtype::F16 {
         let (problem, inputs) = case.prepare::<f16>(&attention)?;
-        allowed = ErrorBudget::measure(&problem, &inputs)?.allowed();
-        budget = "f16 budget";
+        let budget = ErrorBudget::measure(&problem, &inputs)?;
+        worst = compare("out", &got.out, expected, budget.allowed());
+        // Of gradients: what rounding the output to f16 makes of its product with dout.
+        let features = problem.shape().value_dim as f64;
+        gradient_share = 2_f64.powi(-10) * (1.0 + features.sqrt()) * (1.0 + budget.max_logit);
+        worst.budget = "f16 budget";
     }
-    let error = largest_error(&got, expected);
+    for (name, gradient) in &got.gradients {
+        let Some(expected) = case.expected.get(*name) else { continue };
+        let mut next = compare(name, gradient, expected, gradient_share * magnitude(expected));
+        next.budget = worst.budget;
+        if next.share() > worst.share() {
+            worst = next;
+        }
+    }
+    Ok(worst)
+}
+
+fn compare(tensor: &'static str, got: &Array, expected: &Array, allowed: f64) -> Verdict {
+    let error = largest_error(got, expected);
     let reason = if got.shape != expected.shape {
-        Some(format!("shape {:?}, expected {:?}", got.shape, expected.shape))
+        Some(format!("{tensor} has shape {:?}, expected {:?}", got.shape, expected.shape))
     } else {
-        (!error.is_finite()).then(|| "a NaN or an infinity".to_owned())
+        (!error.is_finite()).then(|| format!("a NaN or an infinity in {tensor}"))
     };
     let passed = error.is_finite() && error <= allowed;
-    Ok(Verdict { error, allowed, passed, budget, reason })
+    Verdict { tensor, error, allowed, passed, budget: "tolerance", reason }
 }
 
 /// What a tolerance is multiplied by: the largest finite |x|, 1 at least.
@@ -258,11 +284,12 @@ pub fn largest_error(got: &Array, expected: &Array) -> f64 {
 }
 
 fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
-    let Verdict { error, allowed, passed, budget, reason } = verdict;
+    let Verdict { tensor, error, allowed, passed, budget, reason } = verdict;
     console.result(
         &json!({
             "case": name,
             "backend": engine.name(),
+            "tensor": tensor,
             // JSON has no infinity: null.
             "error": error,
             "allowed": allowed,
@@ -271,7 +298,7 @@ fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
             "reason": reason,
         }),
         format!(
-            "{} {:<36} {:<13} error {error:.2e}, allowed {allowed:.2e} ({budget}){}",
+            "{} {:<36} {:<13} {tensor:<10} error {error:.2e}, allowed {allowed:.2e} ({budget}){}",
             if *passed { "ok    " } else { "FAILED" },
             plain(name),
             engine.name(),

@@ -9,7 +9,7 @@ use local_attention::{Call, LocalAttention, Problem, ReferenceQuirks};
 use serde_json::json;
 
 use crate::args::{CaseArgs, JsonArg};
-use crate::backend::Backend;
+use crate::backend::{Backend, Computed};
 use crate::case::{Case, CaseError, Dtype, Replace};
 use crate::console::{Console, plain};
 use crate::error::BadInput;
@@ -26,7 +26,7 @@ pub struct RunArgs {
     /// Engine.
     #[arg(long, value_enum, default_value = "auto")]
     backend: Backend,
-    /// Adapter of the GPU engine.
+    /// Adapter of the GPU engine: a part of its name, or its number.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub struct RunArgs {
     #[command(flatten)]
     case: CaseArgs,
     /// Dropout seed; without one nothing is dropped.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = parse_seed)]
     seed: Option<u64>,
     /// Type of the result instead of q's.
     #[arg(long, value_enum)]
@@ -45,6 +45,10 @@ pub struct RunArgs {
     /// Forward arguments in place of the file's: JSON, or a file that holds it.
     #[arg(long, value_name = "FILE|JSON")]
     forward: Option<String>,
+}
+
+fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("it must be a whole number from 0 to {}", u64::MAX))
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -88,18 +92,21 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         console
             .note(format!("note      tensor {} means nothing here and was not read", plain(name)));
     }
-    if case.expected.contains_key("dout") {
-        console.note("note      gradients were not computed: this build has no backward pass");
+    if case.expected.contains_key("dout") && !chosen.has_backward() {
+        console.note("note      gradients were not computed: this engine has no backward pass");
     }
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} computing, {elapsed}") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
-    let out = chosen.compute(&case, &attention, &call, out_dtype).map_err(in_file);
+    let computed = chosen.compute(&case, &attention, &call, out_dtype).map_err(in_file);
     bar.finish_and_clear();
-    let out = out?;
-    write_tensors(&args.output, &[("out", &out)])?;
+    let Computed { out, gradients } = computed?;
+    let named = gradients.iter().map(|(name, x)| (*name, x));
+    let all: Vec<_> = [("out", &out)].into_iter().chain(named).collect();
+    write_tensors(&args.output, &all)?;
+    let names: Vec<_> = gradients.iter().map(|(name, _)| *name).collect();
     let path = args.output.display().to_string();
     console.result(
         &json!({
@@ -109,10 +116,17 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
             "quirks": attention.quirks(),
             "dropout": call.dropout.is_some() && attention.config().dropout > 0.0,
             "unread": case.unknown,
+            "gradients": names,
             "shape": out.shape,
             "dtype": out.dtype().name(),
         }),
-        format!("wrote     {}: out {:?} {}", plain(&path), out.shape, out.dtype().name()),
+        format!(
+            "wrote     {}: out {:?} {}{}",
+            plain(&path),
+            out.shape,
+            out.dtype().name(),
+            names.iter().map(|name| format!(", {name}")).collect::<String>(),
+        ),
     );
     Ok(true)
 }

@@ -206,17 +206,68 @@ fn independent_packing() {
 }
 
 #[test]
-fn gradients_asked_for_and_not_there() {
+fn gradients_come_with_dout() {
+    let folder = Folder::new();
+    let x: Vec<f32> = (0..8).map(|i| (i * i % 7) as f32 - 3.0).collect();
+    let mut tensors = vec![
+        tensor("q", &[1, 4, 2], &x),
+        // Fewer keys than values, and one row for both of q's.
+        tensor("k", &[1, 3, 2], &x[..6]),
+        tensor("v", &[1, 4, 2], &x),
+        tensor("attn_bias", &[1, 1, 4], &x[..4]),
+    ];
+    tensors.push(tensor("dout", &[1, 4, 2], &[1.0; 8]));
+    tensors.push(tensor("banana", &[1], &[1.0]));
+    let config = metadata(r#"{"window_size": 2, "causal": true, "autopad": true}"#);
+    let case = folder.write("case.safetensors", &tensors, &config);
+    let mut all = Vec::new();
+    for backend in ["cpu", "reference", "reference-f32"] {
+        let path = folder.path("o");
+        let out = run(&["run", &case, "-o", &path, "--backend", backend]);
+        assert_eq!(out.status, 0, "{}", out.stderr);
+        assert!(out.stdout.contains("F32, dq, dk, dv, dattn_bias"), "{}", out.stdout);
+        assert!(out.stdout.contains("tensor banana means nothing here"));
+        let names = ["dq", "dk", "dv", "dattn_bias"];
+        all.push(names.map(|name| read(&path, name)));
+    }
+    let shapes = all[0].each_ref().map(|(shape, _)| &shape[..]);
+    assert_eq!(shapes, [&[1, 4, 2][..], &[1, 3, 2], &[1, 4, 2], &[1, 1, 4]]);
+    for other in &all[1..] {
+        for ((_, a), (_, b)) in all[0].iter().zip(other) {
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+        }
+    }
+    // Every query gives each feature of dout away.
+    assert!((all[0][2].1.iter().sum::<f32>() - 8.0).abs() < 1e-5);
+
+    tensors[4] = tensor("dout", &[1, 4, 3], &[1.0; 12]);
+    let case = folder.write("case.safetensors", &tensors, &config);
+    let out = run(&["run", &case, "-o", &folder.path("p")]);
+    assert_eq!(out.status, 2);
+    assert!(out.stderr.contains("dout has shape [1, 4, 3]: it must be"), "{}", out.stderr);
+}
+
+#[test]
+fn a_wrong_gradient_fails_a_check() {
     let folder = Folder::new();
     let mut tensors = qkv();
     tensors.push(tensor("dout", &[1, 4, 2], &[1.0; 8]));
-    tensors.push(tensor("banana", &[1], &[1.0]));
-    let case = folder.write("case.safetensors", &tensors, &metadata(r#"{"window_size": 2}"#));
-    let out = run(&["run", &case, "-o", &folder.path("o")]);
-    assert_eq!(out.status, 0, "{}", out.stderr);
-    let lines = out.stdout.lines().filter(|l| l.contains("gradients were not computed"));
-    assert_eq!(lines.count(), 1, "{}", out.stdout);
-    assert!(out.stdout.contains("tensor banana means nothing here"));
+    let config = metadata(r#"{"window_size": 2}"#);
+    let case = folder.write("case.safetensors", &tensors, &config);
+    let path = folder.path("o");
+    assert_eq!(run(&["run", &case, "-o", &path]).status, 0);
+    for wrong in [0.0, 0.5] {
+        let mut tensors = tensors.clone();
+        for name in ["out", "dq", "dk", "dv"] {
+            let (shape, mut data) = read(&path, name);
+            data[3] += if name == "dk" { wrong } else { 0.0 };
+            tensors.push(tensor(name, &shape, &data));
+        }
+        let case = folder.write("case.safetensors", &tensors, &config);
+        let out = run(&["check", &case, "--backend", "cpu"]);
+        assert_eq!(out.status, i32::from(wrong != 0.0), "{}", out.stdout);
+        assert!(wrong == 0.0 || out.stdout.contains(" dk "), "{}", out.stdout);
+    }
 }
 
 #[test]

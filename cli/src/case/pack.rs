@@ -4,11 +4,13 @@
 use std::borrow::Cow;
 
 use local_attention::{
-    AttentionShape, HostInputs, HostTensor, LocalAttention, Problem, ShapeError,
+    AttentionShape, Gradient, Gradients, HostInputs, HostTensor, LocalAttention, Problem,
+    ShapeError,
 };
 
-use super::array::{Array, Want};
+use super::array::{Array, Data, Want};
 use super::read::Case;
+use crate::error::BadInput;
 
 impl Case {
     /// The problem of this case, without touching its numbers more than needed.
@@ -39,6 +41,55 @@ impl Case {
         let mut shape = AttentionShape::from_inputs(&inputs)?;
         shape.window = self.forward.window_size;
         Ok((attention.problem(&shape)?, inputs))
+    }
+
+    /// The gradient by `out` that the case holds, if it holds one.
+    ///
+    /// # Errors
+    /// Another shape than `out`'s.
+    pub(crate) fn dout<T: Want>(
+        &self,
+        problem: &Problem,
+    ) -> Result<Option<HostTensor<'_, T>>, BadInput> {
+        let Some(dout) = self.expected.get("dout") else { return Ok(None) };
+        let [leading @ .., queries, _] = &self.q.shape[..] else { return Ok(None) };
+        let expected = [leading, &[*queries, problem.shape().value_dim]].concat();
+        if dout.shape != expected {
+            let got = &dout.shape;
+            return Err(BadInput::Usage(format!(
+                "dout has shape {got:?}: it must be that of out, {expected:?}"
+            )));
+        }
+        Ok(Some(HostTensor::new(T::of(&dout.data), problem.out_shape())?))
+    }
+
+    /// Gradients in the shapes of the case's own tensors: without what was appended to k or v.
+    pub(crate) fn unpacked<T: Want>(
+        &self,
+        gradients: Gradients<T>,
+        wrap: fn(Vec<T>) -> Data,
+    ) -> Vec<(&'static str, Array)> {
+        let own = |array: &Array, gradient: Gradient<T>| {
+            let (shape, data) = (array.shape.clone(), gradient.data);
+            let [.., own_len, features] = shape[..] else {
+                return Array { shape, data: wrap(data) };
+            };
+            let len = gradient.shape[gradient.shape.len() - 2];
+            let data = if len == own_len {
+                data
+            } else {
+                let rows = data.chunks((len * features).max(1));
+                rows.flat_map(|row| row[..own_len * features].to_vec()).collect()
+            };
+            Array { shape, data: wrap(data) }
+        };
+        let Gradients { dq, dk, dv, dattn_bias, .. } = gradients;
+        let mut all =
+            vec![("dq", own(&self.q, dq)), ("dk", own(&self.k, dk)), ("dv", own(&self.v, dv))];
+        all.extend(
+            dattn_bias.map(|g| ("dattn_bias", Array { shape: g.shape, data: wrap(g.data) })),
+        );
+        all
     }
 
     /// k and v as one batch and one length, where they are stored with different ones.
