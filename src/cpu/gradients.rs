@@ -1,6 +1,7 @@
 //! The gradients of a call: blocks of queries, colour after colour.
 
 use std::mem::MaybeUninit;
+use std::sync::{Mutex, PoisonError};
 
 use super::backward::BackwardOp;
 use super::block::{Blocks, Job, Parts};
@@ -26,8 +27,8 @@ impl Cpu {
         let queries = shape.query.len();
         let (k_rows, v_rows) = (SharedRows::new(&inputs.k), SharedRows::new(&inputs.v));
         let (mut dq, len) = reserve::<T>("dq", &[problem.batch, queries, d])?;
-        let mut dk: Vec<f32> = zeros("dk", &[k_rows.rows(), keys, d])?;
-        let mut dv: Vec<f32> = zeros("dv", &[v_rows.rows(), keys, width])?;
+        let mut dk = self.zeros(problem, "dk", &[k_rows.rows(), keys, d])?;
+        let mut dv = self.zeros(problem, "dv", &[v_rows.rows(), keys, width])?;
         let bias = shape.bias.filter(|_| saved.bias_gradient);
         let mut dattn_bias = Vec::new();
         if len > 0 {
@@ -57,6 +58,27 @@ impl Cpu {
             dattn_bias: bias
                 .map(|b| gradient(T::store_all(dattn_bias), vec![b.rows, b.queries, b.slots])),
         })
+    }
+
+    /// Zeros, written by all threads, into large pages where there are some: a tenth of small calls otherwise.
+    fn zeros(
+        &self,
+        problem: &Problem,
+        what: &'static str,
+        dims: &[usize],
+    ) -> Result<Vec<f32>, RunError> {
+        let (mut data, len) = reserve::<f32>(what, dims)?;
+        let spare = &mut data.spare_capacity_mut()[..len];
+        pages::prefer_large(spare);
+        let parts: Vec<_> = spare.chunks_mut(1 << 18).map(Mutex::new).collect();
+        self.each(problem, parts.len(), |i| {
+            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+            part.fill(MaybeUninit::new(0.0));
+            Ok(())
+        })?;
+        // SAFETY: all parts were written.
+        unsafe { data.set_len(len) };
+        Ok(data)
     }
 
     /// Colour after colour: blocks of one colour gather different keys, so they may add to dk and dv at the same
