@@ -26,8 +26,10 @@ def reference(shape, torch):
         extra["mask"] = torch.arange(shape["n"]).remainder(8).ne(3).expand(shape["batch"], -1)
     if shape["bias"]:
         slots = (shape["look_backward"] + 1 + shape["look_forward"]) * shape["window_size"]
-        extra["attn_bias"] = torch.randn(shape["heads"], shape["window_size"], slots)
-    return lambda: module(q, k, v, **extra)
+        bias = torch.randn(shape["heads"], shape["window_size"], slots)
+        extra["attn_bias"] = bias.requires_grad_(shape["pass"] != "forward")
+    leaves = [q, k, v] + [extra[name] for name in extra if name == "attn_bias"]
+    return lambda: module(q, k, v, **extra), leaves
 
 
 def flex(shape, torch):
@@ -69,7 +71,7 @@ def flex(shape, torch):
     indices = torch.tensor([x + [0] * (width - len(x)) for x in lists], dtype=torch.int32)[None, None]
     mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=block, mask_mod=sees, seq_lengths=(n, n))
     compiled = torch.compile(flex_attention)
-    return lambda: compiled(q, k, v, block_mask=mask)
+    return lambda: compiled(q, k, v, block_mask=mask), [q, k, v]
 
 
 def sdpa(shape, torch):
@@ -77,13 +79,31 @@ def sdpa(shape, torch):
     if shape["n"] > 16384:
         raise ValueError("full attention is run to n = 16384 only")
     q, k, v = tensors(shape, torch)
-    return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=shape["causal"])
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return lambda: attend(q, k, v, is_causal=shape["causal"]), [q, k, v]
 
 
 def tensors(shape, torch):
     dtype = {"f32": torch.float32, "f16": torch.float16}[shape["dtype"]]
     dims = (shape["batch"], shape["heads"], shape["n"], shape["head_dim"])
-    return [torch.rand(dims).mul(2).sub(1).to(dtype) for _ in range(3)]
+    trains = shape["pass"] != "forward"
+    return [torch.rand(dims).mul(2).sub(1).to(dtype).requires_grad_(trains) for _ in range(3)]
+
+
+def timed(shape, torch, call, inputs):
+    """One run of the pass that is measured: its seconds."""
+    if shape["pass"] == "forward":
+        with torch.inference_mode():
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+    start = time.perf_counter()
+    out = call()
+    if shape["pass"] == "backward":
+        start = time.perf_counter()
+    # Every gradient, none added to those of the run before.
+    torch.autograd.grad(out, inputs, torch.ones_like(out))
+    return time.perf_counter() - start
 
 
 def main():
@@ -100,25 +120,24 @@ def main():
     make = {"torch-reference": reference, "torch-flex": flex, "torch-sdpa": sdpa}[name]
     answer({"ready": True, "torch": torch.__version__})
     run = None
-    with torch.inference_mode():
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                if "prepare" in request:
-                    run = make(request["prepare"], torch)
-                    run()
-                    run()
-                    answer({"ready": True})
-                else:
-                    # As with ours: the first run of a turn is not timed.
-                    run()
-                    start = time.perf_counter()
-                    run()
-                    seconds = time.perf_counter() - start
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                    answer({"seconds": seconds, "peak_rss_bytes": peak})
-            except Exception as e:  # Whatever a shape provokes is told, not hidden.
-                answer({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if "prepare" in request:
+                shape = request["prepare"]
+                call, inputs = make(shape, torch)
+                run = lambda: timed(shape, torch, call, inputs)  # noqa: E731
+                run()
+                run()
+                answer({"ready": True})
+            else:
+                # As with ours: the first run of a turn is not timed.
+                run()
+                seconds = run()
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                answer({"seconds": seconds, "peak_rss_bytes": peak})
+        except Exception as e:  # Whatever a shape provokes is told, not hidden.
+            answer({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
 
 
 if __name__ == "__main__":

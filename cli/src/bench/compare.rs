@@ -35,8 +35,7 @@ pub fn threads(rows: &[Row]) -> Vec<String> {
     let mut lines = Vec::new();
     for many in rows {
         let alike = |r: &&Row| {
-            (&r.backend, &r.variant, &r.pass, &r.shape)
-                == (&many.backend, &many.variant, &many.pass, &many.shape)
+            (&r.backend, &r.variant, &r.shape) == (&many.backend, &many.variant, &many.shape)
         };
         let Some(few) = rows.iter().filter(alike).min_by_key(|r| r.threads) else { continue };
         let (Some(floor), Some(alone)) = (many.floor_gflops, few.floor_gflops) else { continue };

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use half::f16;
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::{Call, Engine, HostInputs, HostTensor, Problem, Reference};
+use local_attention::{
+    BackwardInputs, Call, Element, Engine, Forward, HostInputs, HostTensor, Problem, Reference,
+};
 
 use super::floor::Floor;
 use super::gpu::Resident;
 use super::gpu_floor;
 use super::machine::{Machine, peak_rss_bytes, reset_peak};
 use super::peer::{Peer, PeerProcess};
-use super::shape::{BenchShape, BenchType};
+use super::shape::{BenchShape, BenchType, Pass};
 use crate::backend::Chosen;
 use crate::error::BadInput;
 
@@ -78,14 +80,17 @@ impl Runner {
     fn run(
         &self,
         problem: &Problem,
-        tensors: &mut Tensors,
+        tensors: &mut Prepared,
         resident: &mut Option<Resident>,
     ) -> Result<Option<f64>, BadInput> {
         if let Some(resident) = resident {
             return resident.run();
         }
         let call = Call::default();
-        match (&self.chosen, tensors) {
+        if let Some(trained) = &tensors.trained {
+            return self.train(problem, &tensors.inputs, trained).map(|()| None);
+        }
+        match (&self.chosen, &mut tensors.inputs) {
             (Chosen::Cpu, Tensors::F32(x, out)) => {
                 self.cpu.forward_into(problem, x, &call, out, &mut [])?;
                 std::hint::black_box(out);
@@ -107,6 +112,106 @@ impl Runner {
         }
         Ok(None)
     }
+}
+
+/// What runs need.
+struct Prepared {
+    inputs: Tensors,
+    /// For passes of training.
+    trained: Option<Trained>,
+}
+
+/// What a backward pass takes.
+enum Trained {
+    /// The results of a forward pass, and the gradient by `out`; with a forward pass of its own or without.
+    F32(Forward<f32>, HostTensor<'static, f32>, Pass),
+    F16(Forward<f16>, HostTensor<'static, f16>, Pass),
+    /// With the inputs in f64.
+    F64(Forward<f64>, HostInputs<'static, f64>, Pass),
+}
+
+impl Runner {
+    /// Runs the forward pass whose results a backward pass needs.
+    fn trained(
+        &self,
+        problem: &Problem,
+        inputs: &Tensors,
+        pass: Pass,
+    ) -> Result<Option<Trained>, BadInput> {
+        let call = Call::default();
+        if pass == Pass::Forward {
+            return Ok(None);
+        }
+        Ok(Some(match (&self.chosen, inputs) {
+            (Chosen::Gpu(_), _) => {
+                return Err(BadInput::Usage(
+                    "--backend gpu: the GPU engine has no backward pass".to_owned(),
+                ));
+            }
+            (Chosen::Cpu, Tensors::F32(x, _)) => {
+                Trained::F32(self.cpu.forward(problem, x, &call)?, x.q.clone(), pass)
+            }
+            (Chosen::Cpu, Tensors::F16(x, _)) => {
+                Trained::F16(self.cpu.forward(problem, x, &call)?, x.q.clone(), pass)
+            }
+            (Chosen::Reference, Tensors::F32(x, _)) => {
+                let x = x.map(f64::from);
+                let forward = Reference::<f64>::new().forward(problem, &x, &call)?;
+                Trained::F64(forward, x, pass)
+            }
+            (_, Tensors::F32(x, _)) => {
+                let forward = Reference::<f32>::new().forward(problem, x, &call)?;
+                Trained::F32(forward, x.q.clone(), pass)
+            }
+            (_, Tensors::F16(..)) => {
+                return Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned()));
+            }
+        }))
+    }
+
+    /// A pass of training.
+    fn train(
+        &self,
+        problem: &Problem,
+        inputs: &Tensors,
+        trained: &Trained,
+    ) -> Result<(), BadInput> {
+        match (&self.chosen, inputs, trained) {
+            (Chosen::Cpu, Tensors::F32(x, _), Trained::F32(forward, dout, pass)) => {
+                step(&self.cpu, problem, x, (forward, dout, *pass))
+            }
+            (Chosen::Cpu, Tensors::F16(x, _), Trained::F16(forward, dout, pass)) => {
+                step(&self.cpu, problem, x, (forward, dout, *pass))
+            }
+            (_, _, Trained::F64(forward, x, pass)) => {
+                step(&Reference::<f64>::new(), problem, x, (forward, &x.q, *pass))
+            }
+            (_, Tensors::F32(x, _), Trained::F32(forward, dout, pass)) => {
+                step(&Reference::<f32>::new(), problem, x, (forward, dout, *pass))
+            }
+            _ => Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned())),
+        }
+    }
+}
+
+fn step<T: Element, E: Engine<T>>(
+    engine: &E,
+    problem: &Problem,
+    inputs: &HostInputs<'_, T>,
+    (forward, dout, pass): (&Forward<T>, &HostTensor<'static, T>, Pass),
+) -> Result<(), BadInput> {
+    let call = Call::default();
+    let again;
+    let forward = match pass {
+        Pass::Both => {
+            again = engine.forward(problem, inputs, &call)?;
+            &again
+        }
+        _ => forward,
+    };
+    let saved = BackwardInputs::new(problem, forward, dout.clone())?;
+    std::hint::black_box(engine.backward(problem, inputs, &saved, &call)?);
+    Ok(())
 }
 
 /// Tensors of a call, in host memory, and where the CPU engine puts its result: a program that calls
@@ -141,7 +246,8 @@ fn tensors(shape: &BenchShape, chosen: &Chosen) -> Result<Tensors, BadInput> {
         inputs = inputs.with_mask(HostTensor::new(mask, [shape.batch, shape.n])?);
     }
     // The other engines make their own.
-    let out = if matches!(chosen, Chosen::Cpu) { &dims[..] } else { &[0] };
+    let own = matches!(chosen, Chosen::Cpu) && shape.pass == Pass::Forward;
+    let out = if own { &dims[..] } else { &[0] };
     Ok(match shape.dtype {
         BenchType::F32 => Tensors::F32(inputs, result(out)?),
         BenchType::F16 => Tensors::F16(inputs.map(f16::from_f32), result(out)?),
@@ -202,13 +308,15 @@ pub fn measure(
     seconds: f64,
 ) -> Result<Measured, BadInput> {
     let problem = shape.problem()?;
-    let mut tensors = tensors(shape, &runner.chosen)?;
+    let inputs = tensors(shape, &runner.chosen)?;
+    let trained = runner.trained(&problem, &inputs, shape.pass)?;
+    let mut tensors = Prepared { inputs, trained };
     let mut ready: Vec<Result<(), String>> = peers.iter_mut().map(|p| p.prepare(shape)).collect();
     reset_peak();
     // Warm-up: pages, tables, clock.
     let start = Instant::now();
     let mut resident = match &runner.chosen {
-        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors)?),
+        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors.inputs)?),
         _ => None,
     };
     runner.run(&problem, &mut tensors, &mut resident)?;

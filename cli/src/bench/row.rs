@@ -17,7 +17,6 @@ pub struct Row {
     pub backend: String,
     pub adapter: String,
     pub variant: String,
-    pub pass: String,
     #[serde(flatten)]
     pub shape: BenchShape,
     pub threads: usize,
@@ -56,7 +55,6 @@ pub fn rows(
         backend: backend.to_owned(),
         adapter: adapter.to_owned(),
         variant: variant.to_owned(),
-        pass: "forward".to_owned(),
         shape: shape.clone(),
         threads: runner.threads(),
         runs: times.seconds.len(),
@@ -139,8 +137,8 @@ impl Row {
 
     /// What makes two rows measurements of the same thing.
     pub fn key(&self) -> String {
-        let Self { backend, adapter, variant, pass, shape, threads, .. } = self;
-        format!("{backend} {variant} {pass} {shape}, {threads} threads, {adapter}")
+        let Self { backend, adapter, variant, shape, threads, .. } = self;
+        format!("{backend} {variant} {shape}, {threads} threads, {adapter}")
     }
 }
 

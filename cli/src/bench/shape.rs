@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::machine::available_bytes;
 use crate::error::BadInput;
 
-/// What is measured: one forward pass.
+/// What is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchShape {
+    pub pass: Pass,
     pub batch: usize,
     pub heads: usize,
     pub n: usize,
@@ -25,6 +26,42 @@ pub struct BenchShape {
     pub mask: bool,
     pub bias: bool,
     pub dtype: BenchType,
+}
+
+/// Which pass is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Pass {
+    #[serde(rename = "forward")]
+    Forward,
+    /// From the results of a forward pass.
+    #[serde(rename = "backward")]
+    Backward,
+    /// One after the other: a step of training.
+    #[serde(rename = "forward+backward")]
+    #[value(name = "forward+backward")]
+    Both,
+}
+
+impl Pass {
+    /// Products of two matrices: 2 forward; 5 backward, of which one computes the scores again.
+    fn products(self) -> f64 {
+        match self {
+            Self::Forward => 2.0,
+            Self::Backward => 5.0,
+            Self::Both => 7.0,
+        }
+    }
+
+    /// Tensors as large as q that are read or written once.
+    fn tensors(self) -> f64 {
+        match self {
+            // q, k, v and out.
+            Self::Forward => 4.0,
+            // Those, dout, dq, dk and dv.
+            Self::Backward => 8.0,
+            Self::Both => 12.0,
+        }
+    }
 }
 
 /// Type of the tensors.
@@ -85,6 +122,9 @@ pub struct ShapeArgs {
     /// A bias for each head, row and slot.
     #[arg(long, requires = "n")]
     bias: bool,
+    /// Which pass is timed.
+    #[arg(long, requires = "n", value_enum, default_value = "forward")]
+    pass: Pass,
     /// Type of the tensors.
     #[arg(long, requires = "n", value_enum, default_value = "f32")]
     dtype: BenchType,
@@ -94,6 +134,7 @@ impl ShapeArgs {
     pub fn shape(&self) -> Result<Option<BenchShape>, BadInput> {
         let Some(n) = self.n else { return Ok(None) };
         let shape = BenchShape {
+            pass: self.pass,
             batch: self.batch,
             heads: self.heads,
             n,
@@ -120,6 +161,7 @@ impl BenchShape {
     /// Causal, one window back, rotary, f32: what most rows are a variation of.
     pub fn causal(heads: usize, n: usize, window_size: usize, head_dim: usize) -> Self {
         Self {
+            pass: Pass::Forward,
             batch: 1,
             heads,
             n,
@@ -151,6 +193,9 @@ impl BenchShape {
         if self.mask {
             shape = shape.with_mask(self.batch, self.n);
         }
+        if self.pass != Pass::Forward {
+            shape = shape.with_lse();
+        }
         if self.bias {
             shape = shape.with_bias(self.heads, self.window_size, self.slots());
         }
@@ -161,11 +206,11 @@ impl BenchShape {
         (self.look_backward + 1 + self.look_forward).saturating_mul(self.window_size)
     }
 
-    /// Floating-point operations on pairs that attend: 2 for each product and sum of both matrix
-    /// products. A mask does not lower it.
+    /// Floating-point operations on pairs that attend: 2 for each product and sum of all matrix
+    /// products, that for the gradient of a bias not counted. A mask does not lower it.
     pub fn flops(&self, problem: &Problem) -> f64 {
         let pairs = problem.geometry().visible_pairs() as f64;
-        pairs * self.batch as f64 * self.heads as f64 * 4.0 * self.head_dim as f64
+        pairs * (self.batch * self.heads) as f64 * 2.0 * self.pass.products() * self.head_dim as f64
     }
 
     /// Refuses tensors that this machine has no memory for: systems promise more than they have.
@@ -183,12 +228,12 @@ impl BenchShape {
         }
     }
 
-    /// Bytes that must move: each input and the output once.
+    /// Bytes that must move: each input and each result once, `lse` not counted.
     pub fn least_bytes(&self) -> f64 {
         let product = |sizes: &[usize]| sizes.iter().map(|&s| s as f64).product::<f64>();
         let (Self { batch, heads, n, head_dim, window_size, .. }, bytes) =
             (self, self.dtype.bytes());
-        let tensors = 4.0 * product(&[*batch, *heads, *n, *head_dim, bytes]);
+        let tensors = self.pass.tensors() * product(&[*batch, *heads, *n, *head_dim, bytes]);
         let mask = if self.mask { product(&[*batch, *n]) } else { 0.0 };
         let bias = product(&[*heads, *window_size, self.slots(), bytes]);
         tensors + mask + if self.bias { bias } else { 0.0 }
@@ -206,6 +251,8 @@ impl fmt::Display for BenchShape {
             write!(f, " back {} ahead {}", self.look_backward, self.look_forward)?;
         }
         for (on, name) in [
+            (self.pass == Pass::Backward, " backward"),
+            (self.pass == Pass::Both, " forward+backward"),
             (self.exact, " exact"),
             (!self.rotary, " no rotary"),
             (self.mask, " mask"),

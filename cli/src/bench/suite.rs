@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use super::shape::{BenchShape, BenchType};
+use super::shape::{BenchShape, BenchType, Pass};
 
 /// What `--suite` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -11,6 +11,8 @@ pub enum Suite {
     Quick,
     /// Lengths, windows, options, head sizes, types, and a small problem.
     Standard,
+    /// Steps of training, forward and backward, and each backward pass alone.
+    Training,
     /// One row from 4,096 to 1,048,576 positions.
     Scaling,
 }
@@ -40,6 +42,21 @@ impl Suite {
                 BenchShape { dtype: BenchType::F16, ..base },
                 small,
             ],
+            Self::Training => {
+                let shapes = [
+                    base.clone(),
+                    long,
+                    both_ways,
+                    BenchShape { mask: true, ..base.clone() },
+                    BenchShape { bias: true, ..base },
+                    small,
+                ];
+                let passes = [Pass::Both, Pass::Backward];
+                let each = shapes
+                    .into_iter()
+                    .flat_map(|shape| passes.map(|pass| BenchShape { pass, ..shape.clone() }));
+                each.collect()
+            }
             Self::Scaling => {
                 (12..=20).map(|log| BenchShape::causal(1, 1 << log, 256, 64)).collect()
             }
