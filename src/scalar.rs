@@ -70,15 +70,16 @@ pub trait Element:
     fn load(self) -> Self::Accumulator;
     /// The accumulator rounded to this type.
     fn store(x: Self::Accumulator) -> Self;
-    /// Rounded to this type, all of them.
-    #[doc(hidden)]
-    fn store_all(from: Vec<Self::Accumulator>) -> Vec<Self> {
-        from.into_iter().map(Self::store).collect()
-    }
     /// The elements themselves, where they are f32.
     #[doc(hidden)]
     #[inline(always)]
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    /// The same, to be written.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
     /// Loads elements one by one; as many as both slices have.
@@ -113,11 +114,12 @@ impl Element for f32 {
     fn store(x: f32) -> Self {
         x
     }
-    fn store_all(from: Vec<f32>) -> Vec<f32> {
-        from
-    }
     #[inline(always)]
     fn as_f32(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
+    }
+    #[inline(always)]
+    fn as_f32_mut(from: &mut [Self]) -> Option<&mut [f32]> {
         Some(from)
     }
 }

@@ -5,7 +5,6 @@
 //! the same time ([`Blocks::colours`]), and come in one order.
 
 use std::f64::consts::{LN_2, LOG2_E};
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::block::{Block, Job};
@@ -25,7 +24,7 @@ pub(super) struct BackwardOp<'a, T: Element> {
     pub(super) block: Block,
     pub(super) scratch: &'a mut Scratch,
     /// `[queries, d]`, all of which is written.
-    pub(super) dq: &'a mut [MaybeUninit<T>],
+    pub(super) dq: &'a mut [T],
     /// Keys are those of the block alone while it runs.
     pub(super) dk: &'a KeyRows<'a>,
     pub(super) dv: &'a KeyRows<'a>,
@@ -92,7 +91,7 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
             let row = &mut scratch.back.dq[r * qk..][..d];
             inputs.query_back(r, row, &mut scratch.buffer);
             for (to, &x) in dq[r * d..][..d].iter_mut().zip(&*row) {
-                to.write(T::store(x));
+                *to = T::store(x);
             }
         }
         if empty {

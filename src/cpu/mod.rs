@@ -35,6 +35,7 @@ use crate::{
 };
 use block::{Blocks, Job, Parts};
 use forward::ForwardOp;
+pub use gradients::GradientsMut;
 use scratch::Scratch;
 use simd::Available;
 pub use simd::Isa;

@@ -19,19 +19,19 @@ pub enum RunError {
     /// A tensor that the problem describes and the call did not bring.
     #[error("{tensor} is missing: the problem was made with one")]
     MissingTensor {
-        /// `mask` or `attn_bias`.
+        /// `mask`, `attn_bias`, `lse` or `dattn_bias`.
         tensor: &'static str,
     },
     /// A tensor that the call brought and the problem does not describe.
     #[error("{tensor} was given: the problem was made without one")]
     UnexpectedTensor {
-        /// `mask`, `input_mask` or `attn_bias`.
+        /// `mask`, `input_mask`, `attn_bias` or `dattn_bias`.
         tensor: &'static str,
     },
     /// Memory of the caller's for a result, of another length than the result.
     #[error("{result} has room for {got} elements: this problem's has {expected}")]
     ResultLength {
-        /// `out` or `lse`.
+        /// `out`, `lse`, `dq`, `dk`, `dv` or `dattn_bias`.
         result: &'static str,
         /// Elements given.
         got: usize,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use local_attention::cpu::{Cpu, Isa};
+use local_attention::cpu::{Cpu, GradientsMut, Isa};
 use local_attention::{
     BackwardInputs, Call, Element, Engine, Forward, HostInputs, HostTensor, Problem, Reference,
 };
@@ -87,8 +87,8 @@ impl Runner {
             return resident.run();
         }
         let call = Call::default();
-        if let Some(trained) = &tensors.trained {
-            return self.train(problem, &tensors.inputs, trained).map(|()| None);
+        if let Some((trained, pass)) = &mut tensors.trained {
+            return self.train(problem, &tensors.inputs, trained, *pass).map(|()| None);
         }
         match (&self.chosen, &mut tensors.inputs) {
             (Chosen::Cpu, Tensors::F32(x, out)) => {
@@ -107,7 +107,7 @@ impl Runner {
                 std::hint::black_box(Reference::<f32>::new().forward(problem, x, &call)?);
             }
             (_, Tensors::F16(..)) => {
-                return Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned()));
+                return Err(oracle_on_f16());
             }
         }
         Ok(None)
@@ -118,16 +118,72 @@ impl Runner {
 struct Prepared {
     inputs: Tensors,
     /// For passes of training.
-    trained: Option<Trained>,
+    trained: Option<(Trained, Pass)>,
 }
 
 /// What a backward pass takes.
 enum Trained {
-    /// The results of a forward pass, and the gradient by `out`; with a forward pass of its own or without.
-    F32(Forward<f32>, HostTensor<'static, f32>, Pass),
-    F16(Forward<f16>, HostTensor<'static, f16>, Pass),
+    Cpu32(Box<Own<f32>>),
+    Cpu16(Box<Own<f16>>),
+    F32(Forward<f32>),
     /// With the inputs in f64.
-    F64(Forward<f64>, HostInputs<'static, f64>, Pass),
+    F64(Forward<f64>, Box<HostInputs<'static, f64>>),
+}
+
+/// Memory of a program that trains: results of the forward pass, and gradients.
+struct Own<T> {
+    out: Vec<T>,
+    lse: Vec<f32>,
+    dq: Vec<T>,
+    dk: Vec<T>,
+    dv: Vec<T>,
+    dattn_bias: Option<Vec<T>>,
+}
+
+impl<T: Element<Accumulator = f32>> Own<T> {
+    fn new(problem: &Problem, inputs: &HostInputs<'_, T>) -> Result<Self, BadInput> {
+        let out = result(&problem.out_shape())?;
+        let like = |x: &HostTensor<'_, T>| result(x.shape());
+        Ok(Self {
+            out,
+            lse: result(&problem.lse_shape())?,
+            dq: like(&inputs.q)?,
+            dk: like(&inputs.k)?,
+            dv: like(&inputs.v)?,
+            dattn_bias: inputs.attn_bias.as_ref().map(like).transpose()?,
+        })
+    }
+
+    fn forward(
+        &mut self,
+        cpu: &Cpu,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+    ) -> Result<(), BadInput> {
+        let (out, lse) = (&mut self.out, &mut self.lse);
+        Ok(cpu.forward_into(problem, inputs, &Call::default(), out, lse)?)
+    }
+
+    /// A backward pass; q serves as the gradient by out.
+    fn backward(
+        &mut self,
+        cpu: &Cpu,
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+    ) -> Result<(), BadInput> {
+        let out = HostTensor::new(&self.out[..], problem.out_shape())?;
+        let lse = HostTensor::new(&self.lse[..], problem.lse_shape())?;
+        let saved = BackwardInputs::from_tensors(out, lse, inputs.q.clone());
+        let to = GradientsMut {
+            dq: &mut self.dq,
+            dk: &mut self.dk,
+            dv: &mut self.dv,
+            dattn_bias: self.dattn_bias.as_deref_mut(),
+        };
+        cpu.backward_into(problem, inputs, &saved, &Call::default(), to)?;
+        std::hint::black_box(self);
+        Ok(())
+    }
 }
 
 impl Runner {
@@ -149,23 +205,24 @@ impl Runner {
                 ));
             }
             (Chosen::Cpu, Tensors::F32(x, _)) => {
-                Trained::F32(self.cpu.forward(problem, x, &call)?, x.q.clone(), pass)
+                let mut own = Own::new(problem, x)?;
+                own.forward(&self.cpu, problem, x)?;
+                Trained::Cpu32(Box::new(own))
             }
             (Chosen::Cpu, Tensors::F16(x, _)) => {
-                Trained::F16(self.cpu.forward(problem, x, &call)?, x.q.clone(), pass)
+                let mut own = Own::new(problem, x)?;
+                own.forward(&self.cpu, problem, x)?;
+                Trained::Cpu16(Box::new(own))
             }
             (Chosen::Reference, Tensors::F32(x, _)) => {
                 let x = x.map(f64::from);
                 let forward = Reference::<f64>::new().forward(problem, &x, &call)?;
-                Trained::F64(forward, x, pass)
+                Trained::F64(forward, Box::new(x))
             }
             (_, Tensors::F32(x, _)) => {
-                let forward = Reference::<f32>::new().forward(problem, x, &call)?;
-                Trained::F32(forward, x.q.clone(), pass)
+                Trained::F32(Reference::<f32>::new().forward(problem, x, &call)?)
             }
-            (_, Tensors::F16(..)) => {
-                return Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned()));
-            }
+            (_, Tensors::F16(..)) => return Err(oracle_on_f16()),
         }))
     }
 
@@ -174,42 +231,50 @@ impl Runner {
         &self,
         problem: &Problem,
         inputs: &Tensors,
-        trained: &Trained,
+        trained: &mut Trained,
+        pass: Pass,
     ) -> Result<(), BadInput> {
-        match (&self.chosen, inputs, trained) {
-            (Chosen::Cpu, Tensors::F32(x, _), Trained::F32(forward, dout, pass)) => {
-                step(&self.cpu, problem, x, (forward, dout, *pass))
+        let both = pass == Pass::Both;
+        match (inputs, trained) {
+            (Tensors::F32(x, _), Trained::Cpu32(own)) => {
+                if both {
+                    own.forward(&self.cpu, problem, x)?;
+                }
+                own.backward(&self.cpu, problem, x)
             }
-            (Chosen::Cpu, Tensors::F16(x, _), Trained::F16(forward, dout, pass)) => {
-                step(&self.cpu, problem, x, (forward, dout, *pass))
+            (Tensors::F16(x, _), Trained::Cpu16(own)) => {
+                if both {
+                    own.forward(&self.cpu, problem, x)?;
+                }
+                own.backward(&self.cpu, problem, x)
             }
-            (_, _, Trained::F64(forward, x, pass)) => {
-                step(&Reference::<f64>::new(), problem, x, (forward, &x.q, *pass))
+            (Tensors::F32(x, _), Trained::F32(forward)) => {
+                oracle_step(&Reference::<f32>::new(), problem, x, forward, both)
             }
-            (_, Tensors::F32(x, _), Trained::F32(forward, dout, pass)) => {
-                step(&Reference::<f32>::new(), problem, x, (forward, dout, *pass))
+            (_, Trained::F64(forward, x)) => {
+                oracle_step(&Reference::<f64>::new(), problem, x, forward, both)
             }
-            _ => Err(BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned())),
+            _ => Err(oracle_on_f16()),
         }
     }
 }
 
-fn step<T: Element, E: Engine<T>>(
+fn oracle_on_f16() -> BadInput {
+    BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned())
+}
+
+fn oracle_step<T: Element, E: Engine<T>>(
     engine: &E,
     problem: &Problem,
     inputs: &HostInputs<'_, T>,
-    (forward, dout, pass): (&Forward<T>, &HostTensor<'static, T>, Pass),
+    forward: &Forward<T>,
+    both: bool,
 ) -> Result<(), BadInput> {
     let call = Call::default();
-    let again;
-    let forward = match pass {
-        Pass::Both => {
-            again = engine.forward(problem, inputs, &call)?;
-            &again
-        }
-        _ => forward,
-    };
-    let saved = BackwardInputs::new(problem, forward, dout.clone())?;
+    if both {
+        std::hint::black_box(engine.forward(problem, inputs, &call)?);
+    }
+    let saved = BackwardInputs::new(problem, forward, inputs.q.clone())?;
     std::hint::black_box(engine.backward(problem, inputs, &saved, &call)?);
     Ok(())
 }
@@ -310,6 +375,7 @@ pub fn measure(
     let problem = shape.problem()?;
     let inputs = tensors(shape, &runner.chosen)?;
     let trained = runner.trained(&problem, &inputs, shape.pass)?;
+    let trained = trained.map(|trained| (trained, shape.pass));
     let mut tensors = Prepared { inputs, trained };
     let mut ready: Vec<Result<(), String>> = peers.iter_mut().map(|p| p.prepare(shape)).collect();
     reset_peak();
