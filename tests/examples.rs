@@ -46,3 +46,19 @@ fn port_from_pytorch() {
     assert!(value("difference to PyTorch") < 1e-5);
     assert!(value("with rotary at the true distance") > 1e-2);
 }
+
+/// A model with attention alone to mix characters learns more than pairs of them can tell.
+#[test]
+fn char_model() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = run("char_model", &["120", file.path().to_str().unwrap()]);
+    let line = text.lines().find(|l| l.starts_with("validation loss")).unwrap();
+    let numbers: Vec<f64> = line
+        .split([' ', ';'])
+        .filter_map(|w| w.parse().ok().filter(|x: &f64| x.fract() != 0.0))
+        .collect();
+    let [loss, bigram] = numbers[..] else { panic!("{line}") };
+    assert!(bigram > 2.0 && loss < bigram, "{line}");
+    let svg = std::fs::read_to_string(file.path()).unwrap();
+    assert!(svg.contains("bigram entropy") && svg.ends_with("</svg>\n"), "{svg}");
+}

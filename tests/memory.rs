@@ -1,15 +1,18 @@
 //! A forward pass takes memory for its tiles alone: at n = 1,048,576 the peak above the tensors is
-//! that of n = 256, to within 64 MiB. Each length runs in a process of its own.
+//! that of n = 256, to within 64 MiB; and so is a backward pass at n = 262,144. Each length runs in a process of its
+//! own.
 
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use local_attention::cpu::Cpu;
 use local_attention::{
-    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    AttentionShape, BackwardInputs, Call, Engine, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig,
 };
 
 const D: usize = 64;
+const BACKWARD: &str = "LOCAL_ATTENTION_MEMORY_TEST_BACKWARD";
 const LENGTH: &str = "LOCAL_ATTENTION_MEMORY_TEST_LENGTH";
 
 /// Peak resident memory of this process, in bytes.
@@ -19,7 +22,8 @@ fn peak() -> Option<usize> {
     Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
 }
 
-/// Runs one forward pass and prints the peak above q, k, v and out.
+/// Runs one forward pass, and a backward pass where asked to, and prints the peak above the tensors: q, k, v and out; dout,
+/// lse and the gradients.
 fn child(n: usize) {
     let data = |phase: f32| -> Vec<f32> {
         (0..n * D).map(|i| ((i % 9973) as f32 * 0.37 + phase).sin()).collect()
@@ -27,15 +31,28 @@ fn child(n: usize) {
     let t = |phase| HostTensor::new(data(phase), [1, n, D]).unwrap();
     let inputs = HostInputs::new(t(0.0), t(1.0), t(2.0));
     let config = LocalAttentionConfig::new(256).causal(true).dim(D as i64);
-    let shape = AttentionShape::from_inputs(&inputs).unwrap();
+    let mut shape = AttentionShape::from_inputs(&inputs).unwrap();
+    let backward = std::env::var(BACKWARD).is_ok();
+    shape.lse = backward;
     let problem = LocalAttention::new(config).unwrap().problem(&shape).unwrap();
-    let out = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap().out;
-    assert!(out.iter().all(|x| x.is_finite()));
-    println!("{}", peak().unwrap() as i64 - (4 * n * D * 4) as i64);
+    let forward = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap();
+    assert!(forward.out.iter().all(|x| x.is_finite()));
+    let mut floats = 4 * n * D;
+    if backward {
+        let saved = BackwardInputs::new(&problem, &forward, t(3.0)).unwrap();
+        let gradients = Cpu::new().backward(&problem, &inputs, &saved, &Call::default()).unwrap();
+        assert!(gradients.dk.data.iter().all(|x| x.is_finite()));
+        floats += 4 * n * D + n;
+    }
+    println!("{}", peak().unwrap() as i64 - (4 * floats) as i64);
 }
 
-fn above_tensors(n: usize) -> Result<i64, Failed> {
-    let out = Command::new(std::env::current_exe()?).env(LENGTH, n.to_string()).output()?;
+fn above_tensors(n: usize, backward: bool) -> Result<i64, Failed> {
+    let mut command = Command::new(std::env::current_exe()?);
+    if backward {
+        command.env(BACKWARD, "");
+    }
+    let out = command.env(LENGTH, n.to_string()).output()?;
     if !out.status.success() {
         return Err(String::from_utf8_lossy(&out.stderr).into_owned().into());
     }
@@ -46,15 +63,21 @@ fn main() {
     if let Ok(n) = std::env::var(LENGTH) {
         return child(n.parse().unwrap());
     }
-    let trial = Trial::test("a_million_positions_take_memory_for_tiles_alone", || {
-        let (short, long) = (above_tensors(256)?, above_tensors(1 << 20)?);
-        println!("above the tensors: {short} bytes at n = 256, {long} at n = 1,048,576");
-        if long - short > 64 << 20 {
-            return Err(format!("{} bytes more than at n = 256", long - short).into());
-        }
-        Ok(())
-    })
-    // Only Linux tells a process its own peak.
-    .with_ignored_flag(peak().is_none());
-    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+    let trial = |name: &str, n: usize, backward: bool| {
+        Trial::test(name, move || {
+            let (short, long) = (above_tensors(256, backward)?, above_tensors(n, backward)?);
+            println!("above the tensors: {short} bytes at n = 256, {long} at n = {n}");
+            if long - short > 64 << 20 {
+                return Err(format!("{} bytes more than at n = 256", long - short).into());
+            }
+            Ok(())
+        })
+        // Only Linux tells a process its own peak.
+        .with_ignored_flag(peak().is_none())
+    };
+    let trials = vec![
+        trial("a_million_positions_take_memory_for_tiles_alone", 1 << 20, false),
+        trial("so_do_gradients_of_a_quarter_of_a_million", 1 << 18, true),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

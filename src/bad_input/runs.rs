@@ -1,5 +1,6 @@
 use super::*;
-use crate::cpu::{Cpu, Isa};
+use crate::BackwardInputs;
+use crate::cpu::{Cpu, GradientsMut, Isa};
 
 #[test]
 fn runs() {
@@ -37,6 +38,33 @@ fn runs() {
         Cpu::new()
             .forward_into(&problem, &good(), &Call::default(), &mut out, &mut lse)
             .unwrap_err()
+    };
+    // Of a backward pass: shapes of out, lse and dout.
+    let back = |shapes: [&[usize]; 3]| {
+        let problem = attention.problem(&shape).unwrap();
+        let [out, lse, dout] = shapes.map(t);
+        let saved = BackwardInputs::from_tensors(out, lse, dout);
+        let call = Call::default();
+        let error = Cpu::new().backward(&problem, &good(), &saved, &call).unwrap_err();
+        let other = Reference::<f32>::new().backward(&problem, &good(), &saved, &call);
+        assert_eq!(other.unwrap_err(), error);
+        error
+    };
+    let no_lse = || {
+        let problem = attention.problem(&shape).unwrap();
+        let forward = Cpu::new().forward(&problem, &good(), &Call::default()).unwrap();
+        BackwardInputs::new(&problem, &forward, t(&all)).unwrap_err()
+    };
+    // Into memory of these lengths.
+    let back_into = |with_bias: bool, lengths: [usize; 3], bias: Option<usize>| {
+        let inputs = if with_bias { good().with_attn_bias(t(&[1, 4, 1])) } else { good() };
+        let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+        let saved = BackwardInputs::from_tensors(t(&all), t(&[2, 8]), t(&all));
+        let [mut dq, mut dk, mut dv] = lengths.map(|n| vec![0.0; n]);
+        let mut bias = bias.map(|n| vec![0.0; n]);
+        let dattn_bias = bias.as_deref_mut();
+        let to = GradientsMut { dq: &mut dq, dk: &mut dk, dv: &mut dv, dattn_bias };
+        Cpu::new().backward_into(&problem, &inputs, &saved, &Call::default(), to).unwrap_err()
     };
     // Strides of 0 make a tensor that fits, and an output that does not.
     let vast = |value_dim: usize| {
@@ -93,6 +121,16 @@ fn runs() {
             ("ResultLength", "out has room for 63", into(&shape, 63, 0)),
             ("ResultLength", "lse has room for 1 elements", into(&shape, 64, 1)),
             ("ResultLength", "lse has room for 0", into(&shape.clone().with_lse(), 64, 0)),
+            ("TensorShape", "out has shape [2, 8, 3]", back([&[2, 8, 3], &[2, 8], &all])),
+            ("TensorShape", "lse has shape [2, 8, 1]", back([&all, &[2, 8, 1], &all])),
+            ("TensorShape", "dout has shape [16, 4]", back([&all, &[2, 8], &[16, 4]])),
+            ("MissingTensor", "lse is missing", no_lse()),
+            ("MissingTensor", "dattn_bias is missing", back_into(true, [64, 64, 64], None)),
+            ("UnexpectedTensor", "dattn_bias was given", back_into(false, [64, 64, 64], Some(4))),
+            ("ResultLength", "dq has room for 63", back_into(false, [63, 64, 64], None)),
+            ("ResultLength", "dk has room for 0", back_into(false, [64, 0, 64], None)),
+            ("ResultLength", "dv has room for 65", back_into(false, [64, 64, 65], None)),
+            ("ResultLength", "dattn_bias has room for 3", back_into(true, [64, 64, 64], Some(3))),
             ("Queries", "queries is 1..3", weights(1..3)),
             ("Queries", "queries is 3..7", weights(3..7)),
             ("Queries", "queries is 4..3", weights(std::ops::Range { start: 4, end: 3 })),

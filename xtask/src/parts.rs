@@ -91,6 +91,8 @@ fn cpu() -> Result<(), String> {
             "--lib",
             "--test",
             "properties",
+            "--test",
+            "gradients",
         ],
         &[],
     )

@@ -33,7 +33,7 @@ pub fn test() -> Result<(), String> {
             triple: "aarch64-unknown-linux-gnu",
             isa: "neon",
             panic: "panic_unwind",
-            tests: &["--lib", "--test", "properties"],
+            tests: &["--lib", "--test", "properties", "--test", "gradients"],
             settings: vec![
                 ("LINKER", "aarch64-linux-gnu-gcc".to_owned()),
                 ("RUNNER", "qemu-aarch64 -L /usr/aarch64-linux-gnu".to_owned()),
@@ -48,7 +48,7 @@ pub fn test() -> Result<(), String> {
         triple: "wasm32-wasip1",
         isa: "simd128",
         panic: "panic_abort",
-        tests: &["--test", "properties"],
+        tests: &["--test", "properties", "--test", "gradients"],
         settings: vec![
             ("RUNNER", format!("node {}", runner.display())),
             ("RUSTFLAGS", "-Ctarget-feature=+simd128".to_owned()),
