@@ -6,7 +6,8 @@ use crate::{Element, HostInputs, HostTensor, Problem, RunError};
 /// gradient of one of them.
 ///
 /// Nothing else is saved between the passes, and nothing of size queries times keys: beside `q`, `k`, `v`
-/// and `out`, which a model holds anyway, `lse` is 4 bytes a query and packed row (8 in f64).
+/// and `out`, which a model holds anyway (4 bytes an element in f32, 2 in f16), `lse` is 4 bytes a query and packed row (8 in
+/// f64).
 ///
 /// ```
 /// use local_attention::{
@@ -33,7 +34,8 @@ use crate::{Element, HostInputs, HostTensor, Problem, RunError};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct BackwardInputs<'a, T: Element> {
-    /// The output of the forward pass, `[.., query, dv]`.
+    /// The output of the forward pass, `[.., query, dv]`: as many bytes as the type has for each element. (The oracle
+    /// computes it and `lse` again, and reads neither.)
     pub out: HostTensor<'a, T>,
     /// Its `lse`, `[.., query]`.
     pub lse: HostTensor<'a, T::Accumulator>,
@@ -55,14 +57,22 @@ impl<'a, T: Element> BackwardInputs<'a, T> {
         dout: HostTensor<'a, T>,
     ) -> Result<Self, RunError> {
         let lse = forward.lse.as_deref().ok_or(RunError::MissingTensor { tensor: "lse" })?;
-        let fail = |_| RunError::TensorShape {
-            tensor: "out",
-            got: forward.shape.clone(),
-            expected: problem.out_shape(),
+        let fail = |tensor, got: &[usize], expected: Vec<usize>| {
+            let got = got.to_vec();
+            move |_| RunError::TensorShape { tensor, got, expected }
         };
+        let (out_shape, lse_shape) = (problem.out_shape(), problem.lse_shape());
         Ok(Self {
-            out: HostTensor::new(&forward.out[..], problem.out_shape()).map_err(fail)?,
-            lse: HostTensor::new(lse, problem.lse_shape()).map_err(fail)?,
+            out: HostTensor::new(&forward.out[..], out_shape.clone()).map_err(fail(
+                "out",
+                &forward.shape,
+                out_shape,
+            ))?,
+            lse: HostTensor::new(lse, lse_shape.clone()).map_err(fail(
+                "lse",
+                &[lse.len()],
+                lse_shape,
+            ))?,
             dout,
             bias_gradient: true,
         })
@@ -85,7 +95,7 @@ impl<'a, T: Element> BackwardInputs<'a, T> {
     }
 }
 
-/// One gradient.
+/// One gradient; [`BackwardInputs`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gradient<T> {
     /// Its elements, row-major.
@@ -101,7 +111,7 @@ pub struct Gradients<T: Element> {
     /// `[.., query, d]`.
     pub dq: Gradient<T>,
     /// `[.., key_len, d]`, the leading dimensions those of `k`; one along which `k` has the stride 0 is 1: the
-    /// sum over all that read those keys.
+    /// sum over all that read those keys. (Views of `ndarray` with a stride of 0 are copied into tensors without.)
     pub dk: Gradient<T>,
     /// `[.., key_len, dv]`; as for `dk`.
     pub dv: Gradient<T>,
@@ -111,6 +121,15 @@ pub struct Gradients<T: Element> {
 
 impl Problem {
     /// The shape of `lse`, `[.., query]`.
+    ///
+    /// ```
+    /// use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig};
+    ///
+    /// let attention = LocalAttention::new(LocalAttentionConfig::new(4))?;
+    /// let problem = attention.problem(&AttentionShape::new([2, 3], 8, 16))?;
+    /// assert_eq!(problem.lse_shape(), [2, 3, 8]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn lse_shape(&self) -> Vec<usize> {
         [&self.shape.leading[..], &[self.shape.query.len()]].concat()
     }

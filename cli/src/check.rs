@@ -29,7 +29,7 @@ pub struct CheckArgs {
     /// Adapter of the GPU engine: a part of its name, or its number.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Largest error allowed, times max(1, largest |out|).
+    /// Largest error allowed, times max(1, largest |x|) of each tensor.
     #[arg(long, default_value_t = TOLERANCE, value_parser = parse_tolerance, allow_negative_numbers = true)]
     tolerance: f64,
     #[command(flatten)]
@@ -211,6 +211,8 @@ fn find_cases(path: &Path, files: &mut Vec<PathBuf>, unusable: &mut Vec<(String,
 struct Verdict {
     /// The tensor that is nearest to failing, or fails most.
     tensor: &'static str,
+    /// Tensors that were compared.
+    compared: usize,
     error: f64,
     allowed: f64,
     passed: bool,
@@ -251,6 +253,8 @@ fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, Ba
             worst = next;
         }
     }
+    worst.compared =
+        got.gradients.iter().filter(|(name, _)| case.expected.contains_key(*name)).count() + 1;
     Ok(worst)
 }
 
@@ -262,7 +266,7 @@ fn compare(tensor: &'static str, got: &Array, expected: &Array, allowed: f64) ->
         (!error.is_finite()).then(|| format!("a NaN or an infinity in {tensor}"))
     };
     let passed = error.is_finite() && error <= allowed;
-    Verdict { tensor, error, allowed, passed, budget: "tolerance", reason }
+    Verdict { tensor, compared: 1, error, allowed, passed, budget: "tolerance", reason }
 }
 
 /// What a tolerance is multiplied by: the largest finite |x|, 1 at least.
@@ -284,12 +288,13 @@ pub fn largest_error(got: &Array, expected: &Array) -> f64 {
 }
 
 fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
-    let Verdict { tensor, error, allowed, passed, budget, reason } = verdict;
+    let Verdict { tensor, compared, error, allowed, passed, budget, reason } = verdict;
     console.result(
         &json!({
             "case": name,
             "backend": engine.name(),
             "tensor": tensor,
+            "compared": compared,
             // JSON has no infinity: null.
             "error": error,
             "allowed": allowed,

@@ -16,7 +16,14 @@ fn every_golden_case_on_every_backend() {
     let results = objects(&out.stdout);
     for backend in ["reference", "reference-f32", "cpu"] {
         let cases = results.iter().filter(|r| r["backend"] == backend).count();
-        assert!(cases >= 196, "{cases} cases on {backend}");
+        assert_eq!(cases, 217, "cases on {backend}");
+        // out, dq, dk and dv at least.
+        let with_gradients = |r: &&Value| {
+            r["backend"] == backend
+                && r["case"].as_str().unwrap().starts_with("attention")
+                && r["compared"].as_u64().unwrap() >= 4
+        };
+        assert_eq!(results.iter().filter(with_gradients).count(), 166, "gradients on {backend}");
     }
     assert!(results.iter().all(|r| r["passed"] == true));
     assert!(out.stderr.contains("gpu: absent"), "{}", out.stderr);

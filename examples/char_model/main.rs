@@ -50,9 +50,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("step {step}, loss {loss:.6}");
         }
     }
-    draw(&path, &curve, &checks, bigram)?;
     let last = checks.last().map_or(f32::NAN, |c| c.1);
     println!("\nvalidation loss {last:.3} nats, bigram entropy {bigram:.3}; curve in {path}");
+    if let Some(folder) = std::path::Path::new(&path).parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    draw(&path, &curve, &checks, bigram)?;
     println!(
         "{}",
         model

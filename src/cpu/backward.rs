@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::block::{Block, Job};
 use super::forward::{Columns, KEYS, LOGITS_ROW, TILES, add_rows, logits, products, whole_vectors};
-use super::kernel::{Lhs, Rhs, drop_step, tile, weight_step};
+use super::kernel::{Lhs, Rhs, drop_step, softmax_step, tile, weight_step};
 use super::keys::KeyRows;
 use super::pack::{RowInputs, load, normalise_back};
 use super::scratch::Scratch;
@@ -40,7 +40,7 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
         let rows = block.queries.len();
         let (d, width) = (inputs.head_dim(), job.problem.shape.value_dim);
         inputs.pack_queries::<S, MR>(scratch);
-        let empty = pack_outputs::<MR, T>(&inputs, saved, scratch);
+        let empty = pack_outputs::<S, MR, T>(&inputs, saved, scratch);
         let (qk, values) = (scratch.head_stride, scratch.value_stride);
         scratch.back.dq[..rows.next_multiple_of(MR) * qk].fill(0.0);
         let keys = block.keys(job.problem);
@@ -117,11 +117,14 @@ pub(super) fn pack<S: Simd, T: Element<Accumulator = f32>>(
     inputs.pack_transposed_values::<S>(scratch, first, present.clone());
 }
 
-/// Gradients by the outputs of the block, `[row][feature]`, their products with the outputs, and each row's `lse`,
-/// in powers of 2. Rows that saw nothing have infinity there, so that all weights come out as 0; says whether there are
-/// such rows.
+/// Beyond this, in powers of 2, what rounding `lse` to f32 cost is seen in the weights: 6e-5 of them.
+const EXACT_LSE: f32 = 1024.0;
+
+/// Gradients by the outputs of the block, `[row][feature]`, their products with the outputs, and what the weights of
+/// each row are relative to. Rows that saw nothing have infinity there, so that all weights come out as 0; says whether there
+/// are such rows.
 #[inline(always)]
-pub(super) fn pack_outputs<const MR: usize, T: Element<Accumulator = f32>>(
+pub(super) fn pack_outputs<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     inputs: &RowInputs<'_, T>,
     saved: &BackwardInputs<'_, T>,
     scratch: &mut Scratch,
@@ -132,7 +135,7 @@ pub(super) fn pack_outputs<const MR: usize, T: Element<Accumulator = f32>>(
     let lse = saved.lse.packed_row(row, 1);
     let rows = inputs.block.queries.len();
     let back = &mut scratch.back;
-    let mut empty = false;
+    let (mut empty, mut inexact) = (false, false);
     for (r, t) in inputs.block.queries.clone().enumerate() {
         let to = &mut back.dout[r * width..][..width];
         load(&dout, t - first, to);
@@ -141,15 +144,56 @@ pub(super) fn pack_outputs<const MR: usize, T: Element<Accumulator = f32>>(
         let product = to.iter().zip(&*outputs).map(|(&a, &b)| f64::from(a) * f64::from(b));
         back.product[r] = product.sum::<f64>() as f32;
         let lse = lse.at1(t - first);
-        let degenerate = lse == DEGENERATE_LSE as f32;
-        empty |= degenerate;
-        back.lse[r] = match degenerate {
-            true => f32::INFINITY,
-            false => (f64::from(lse) * LOG2_E) as f32,
-        };
+        back.factor[r] = 1.0;
+        if lse == DEGENERATE_LSE as f32 {
+            empty = true;
+            // Whatever `out` is: nothing depends on it.
+            (back.lse[r], back.product[r]) = (f32::INFINITY, 0.0);
+        } else {
+            back.lse[r] = (f64::from(lse) * LOG2_E) as f32;
+            inexact |= back.lse[r].abs() > EXACT_LSE;
+        }
     }
     back.dout[rows * width..rows.next_multiple_of(MR) * width].fill(0.0);
+    if inexact {
+        sum_again::<S, MR, T>(inputs, scratch);
+    }
     empty
+}
+
+/// The maximum and the sum of rows whose `lse`, as one number in f32, says too little: those with a bias of -1e9, say,
+/// on all that they see.
+#[inline(never)]
+fn sum_again<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
+    inputs: &RowInputs<'_, T>,
+    scratch: &mut Scratch,
+) {
+    let rows = inputs.block.queries.len();
+    for r in 0..rows {
+        scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
+    }
+    let keys = inputs.block.keys(inputs.problem());
+    let mut first = keys.start / KEYS * KEYS;
+    while !keys.is_empty() && first < keys.end {
+        let present = keys.start.max(first)..keys.end.min(first + KEYS);
+        inputs.pack_keys::<S, false>(scratch, first, present.clone());
+        for start in (0..rows).step_by(TILES * MR) {
+            let group = start..rows.min(start + TILES * MR);
+            let tiles = logits::<S, MR, T>(inputs, scratch, group.clone(), first, &present);
+            for r in group {
+                let vectors = whole_vectors::<S>(&tiles[(r - start) / MR]);
+                let row = &mut scratch.logits[(r - start) * LOGITS_ROW..][vectors];
+                softmax_step::<S>(row, &mut scratch.state[r]);
+            }
+        }
+        first += KEYS;
+    }
+    for r in 0..rows {
+        if scratch.back.lse[r].is_finite() && scratch.back.lse[r].abs() > EXACT_LSE {
+            scratch.back.lse[r] = scratch.state[r].max;
+            scratch.back.factor[r] = scratch.state[r].sum.recip();
+        }
+    }
 }
 
 /// For a group of queries and a block of keys: weights, kept ones, in the tile of logits, and the gradients by
@@ -175,7 +219,7 @@ pub(super) fn by_logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>
         weight_step::<S>(
             weights,
             by_weight,
-            back.lse[r],
+            (back.lse[r], back.factor[r]),
             back.product[r],
             inputs.job.keep.is_some(),
         );
@@ -301,30 +345,58 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
             return;
         }
         let width = self.problem().shape.value_dim;
-        let kv_row = self.problem().kv_row(self.block.row);
         let back = &scratch.back;
+        // Gradients of rows that saw none of their window's slots, added up: all those have one share.
+        let mut whole: Option<(usize, Vec<f32>)> = None;
         for (r, t) in self.block.queries.clone().enumerate() {
-            let hidden = self.hidden_slots(t);
-            if back.lse[r] != f32::INFINITY || hidden == 0 {
+            if back.lse[r] != f32::INFINITY {
                 continue;
             }
+            let hidden = self.hidden_slots(t);
             let window = geometry.window_of(t);
-            let visible = geometry.visible_range(t);
-            let gathered = geometry.gathered(window);
-            for u in gathered.start..gathered.end.min(geometry.key_len()) {
-                if self.sees(&visible, u) {
-                    continue;
+            let dout = &back.dout[r * width..][..width];
+            if hidden == geometry.slots() && self.job.keep.is_none() {
+                match &mut whole {
+                    Some((of, sum)) if *of == window => add(sum, dout),
+                    other => {
+                        let done = other.replace((window, dout.to_vec()));
+                        done.iter().for_each(|(window, sum)| self.share(*window, sum, dv));
+                    }
                 }
-                let slot = geometry.slot_of(window, u);
-                let kept =
-                    self.job.keep.as_ref().map_or(1.0, |k| k.factor(self.block.row, t, slot));
-                let share = (kept / hidden as f64) as f32;
-                // SAFETY: the keys that the block's windows gather are its alone while it runs.
-                let to = unsafe { dv.of(kv_row, u) };
-                for (to, x) in to.iter_mut().zip(&back.dout[r * width..][..width]) {
-                    *to += share * x;
-                }
+            } else if hidden > 0 {
+                self.share_hidden(t, hidden, dout, dv);
             }
+        }
+        whole.iter().for_each(|(window, sum)| self.share(*window, sum, dv));
+    }
+
+    /// Gives an equal share to all keys of a window.
+    fn share(&self, window: usize, dout: &[f32], dv: &KeyRows<'_>) {
+        let geometry = &self.problem().geometry;
+        let share = 1.0 / geometry.slots() as f32;
+        let gathered = geometry.gathered(window);
+        for u in gathered.start..gathered.end.min(geometry.key_len()) {
+            // SAFETY: the keys that the block's windows gather are its alone while it runs.
+            let to = unsafe { dv.of(self.problem().kv_row(self.block.row), u) };
+            to.iter_mut().zip(dout).for_each(|(to, x)| *to += share * x);
+        }
+    }
+
+    /// Gives an equal share, if dropout keeps it, to the keys that a query does not see, of `hidden` slots.
+    fn share_hidden(&self, t: usize, hidden: usize, dout: &[f32], dv: &KeyRows<'_>) {
+        let geometry = &self.problem().geometry;
+        let (window, visible) = (geometry.window_of(t), geometry.visible_range(t));
+        let gathered = geometry.gathered(window);
+        for u in gathered.start..gathered.end.min(geometry.key_len()) {
+            if self.sees(&visible, u) {
+                continue;
+            }
+            let slot = geometry.slot_of(window, u);
+            let kept = self.job.keep.as_ref().map_or(1.0, |k| k.factor(self.block.row, t, slot));
+            let share = (kept / hidden as f64) as f32;
+            // SAFETY: as in `share`.
+            let to = unsafe { dv.of(self.problem().kv_row(self.block.row), u) };
+            to.iter_mut().zip(dout).for_each(|(to, x)| *to += share * x);
         }
     }
 }

@@ -90,7 +90,7 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
         let rows = block.queries.len();
         let row_of = |t: usize| t % geometry.window() % shape.queries * shape.slots;
         inputs.pack_queries::<S, MR>(scratch);
-        pack_outputs::<MR, T>(&inputs, saved, scratch);
+        pack_outputs::<S, MR, T>(&inputs, saved, scratch);
         let keys = block.keys(job.problem);
         let mut first = keys.start / KEYS * KEYS;
         while !keys.is_empty() && first < keys.end {
@@ -120,11 +120,12 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
         for r in 0..rows {
             let t = inputs.query(r);
             let (lse, product) = (scratch.back.lse[r], scratch.back.product[r]);
+            let factor = scratch.back.factor[r];
             inputs.each_zero_key(t, &scratch.visible[r], |logit, keys: Range<usize>| {
                 if job.problem.shared_qk && keys.contains(&t) {
                     return;
                 }
-                let by_logit = -(logit - lse).exp2() * product;
+                let by_logit = -(logit - lse).exp2() * factor * product;
                 let slot = geometry.slot_of(geometry.window_of(t), keys.start);
                 let to = &mut sums[row_of(t)..][..shape.slots];
                 match to {

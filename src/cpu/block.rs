@@ -91,7 +91,7 @@ impl<'a> Blocks<'a> {
         self.per_row
     }
 
-    /// The first block of a row that has a colour: whatever range is asked for, a block has one colour.
+    /// The first block of a row that has a colour: blocks are coloured by their numbers.
     pub(super) fn first_of(&self, colour: usize, colours: usize) -> usize {
         (colour + colours - self.first % colours) % colours
     }
@@ -153,6 +153,42 @@ impl<'a, T> Parts<'a, T> {
 mod tests {
     use super::*;
     use crate::{AttentionShape, LocalAttention, LocalAttentionConfig};
+
+    /// Blocks of one colour gather different keys, and colours have every block once.
+    #[test]
+    fn colours_keep_keys_apart() {
+        for window in [1, 3, 64, 100, 256, 300, 600] {
+            for (back, ahead, xpos) in [(0, 0, false), (1, 0, false), (2, 1, false), (3, 3, true)] {
+                let mut config =
+                    LocalAttentionConfig::new(window).look_backward(back).look_forward(ahead);
+                if xpos {
+                    // Short blocks.
+                    config = config.dim(4).use_xpos(true).xpos_scale_base(2.0);
+                }
+                let n = (window as usize * 9).max(2100).next_multiple_of(window as usize);
+                let attention = LocalAttention::new(config).unwrap();
+                let problem = attention.problem(&AttentionShape::new([2], n, 4)).unwrap();
+                for range in [0..n, n / 3..n, 5..n / 2] {
+                    let blocks = Blocks::new(&problem, range);
+                    let colours = blocks.colours();
+                    let mut met = vec![0; blocks.per_row()];
+                    for colour in 0..colours {
+                        let first = blocks.first_of(colour, colours);
+                        let mut last_end = 0;
+                        for i in (first..blocks.per_row()).step_by(colours) {
+                            met[i] += 1;
+                            let queries = blocks.get(i).queries;
+                            let windows = [queries.start, queries.end - 1]
+                                .map(|t| problem.geometry.gathered(problem.geometry.window_of(t)));
+                            assert!(windows[0].start >= last_end, "window {window}, block {i}");
+                            last_end = windows[1].end;
+                        }
+                    }
+                    assert!(met.iter().all(|n| *n == 1), "window {window}: {met:?}");
+                }
+            }
+        }
+    }
 
     /// Blocks of any range tile it, and cut at the same positions as the blocks of all queries.
     #[test]

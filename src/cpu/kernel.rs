@@ -130,23 +130,23 @@ pub(super) fn softmax_step<S: Simd>(logits: &mut [f32], state: &mut RowState) ->
     }
 }
 
-/// Turns logits into weights, `exp2(logit - lse)`, and unless they are still to be dropped gradients by weights into
+/// Turns logits into weights, `exp2(logit - lse) * factor`, and unless they are still to be dropped gradients by weights into
 /// gradients by logits, `weight * (by_weight - product)`. All rows are a whole number of vectors.
 #[inline(always)]
 pub(super) fn weight_step<S: Simd>(
     logits: &mut [f32],
     by_weight: &mut [f32],
-    lse: f32,
+    (lse, factor): (f32, f32),
     product: f32,
     drops: bool,
 ) {
-    let (lse, product) = (S::splat(lse), S::splat(product));
+    let (lse, factor, product) = (S::splat(lse), S::splat(factor), S::splat(product));
     let rows = logits.chunks_exact_mut(S::LANES).zip(by_weight.chunks_exact_mut(S::LANES));
     for (logits, by_weight) in rows {
         let (p, g) = (logits.as_mut_ptr(), by_weight.as_mut_ptr());
         // SAFETY: both chunks hold `LANES` floats.
         unsafe {
-            let weight = S::exp2(S::sub(S::load(p), lse));
+            let weight = S::mul(S::exp2(S::sub(S::load(p), lse)), factor);
             S::store(p, weight);
             if !drops {
                 S::store(g, S::mul(weight, S::sub(S::load(g), product)));

@@ -42,8 +42,9 @@ pub(super) struct Backward {
     /// Gradients by outputs, `[row][feature]`, and their products with the outputs.
     pub(super) dout: Vec<f32>,
     pub(super) product: Vec<f32>,
-    /// In powers of 2; infinity for rows that saw nothing.
+    /// A row's weights are `exp2(logit - lse) * factor`; `lse` is infinity for rows that saw nothing.
     pub(super) lse: Vec<f32>,
+    pub(super) factor: Vec<f32>,
     /// Gradients by weights, then by logits, `[row][key]`; and a row of weights before dropout.
     pub(super) by_logits: Vec<f32>,
     pub(super) dropped: Vec<f32>,
@@ -91,6 +92,7 @@ impl Scratch {
         grow(&mut back.dout, &[rows + MAX_LANES, dv])?;
         grow(&mut back.product, &[rows])?;
         grow(&mut back.lse, &[rows])?;
+        grow(&mut back.factor, &[rows])?;
         grow(&mut back.by_logits, &[TILES * MAX_TILE_ROWS, LOGITS_ROW])?;
         grow(&mut back.dropped, &[LOGITS_ROW])?;
         grow(&mut back.dq, &[rows, self.head_stride])?;
@@ -125,7 +127,7 @@ impl Scratch {
             // Features by the thousand are rare: do not keep what they took.
             let Self { q, k, v, out, features, back, .. } = &*scratch;
             let kept = [q, k, v, out, features, &back.dq, &back.dk, &back.dv].map(Vec::len);
-            if kept.iter().sum::<usize>() > 4096 * KEYS {
+            if kept.iter().sum::<usize>() > 3 * 4096 * KEYS {
                 *scratch = Self::default();
             }
             Ok(result)

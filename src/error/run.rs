@@ -9,7 +9,7 @@ pub enum RunError {
     /// A tensor of another shape than the problem was made for.
     #[error("{tensor} has shape {got:?}: this problem needs {expected:?}")]
     TensorShape {
-        /// `q`, `k`, `v`, `mask`, `input_mask` or `attn_bias`.
+        /// `q`, `k`, `v`, `mask`, `input_mask`, `attn_bias`, `out`, `lse` or `dout`.
         tensor: &'static str,
         /// The shape given.
         got: Vec<usize>,
@@ -17,13 +17,13 @@ pub enum RunError {
         expected: Vec<usize>,
     },
     /// A tensor that the problem describes and the call did not bring.
-    #[error("{tensor} is missing: the problem was made with one")]
+    #[error("{tensor} is missing: this problem and call need one")]
     MissingTensor {
         /// `mask`, `attn_bias`, `lse` or `dattn_bias`.
         tensor: &'static str,
     },
     /// A tensor that the call brought and the problem does not describe.
-    #[error("{tensor} was given: the problem was made without one")]
+    #[error("{tensor} was given: this problem and call take none")]
     UnexpectedTensor {
         /// `mask`, `input_mask`, `attn_bias` or `dattn_bias`.
         tensor: &'static str,

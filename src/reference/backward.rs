@@ -6,7 +6,7 @@
 //! dv = sum over queries of P D dout, dq = scale R^T sum dS k', dk = R^T sum dS q', then through the normalisation
 //! of keys; dattn_bias = sum dS.
 
-use super::{DEGENERATE_LSE, Holds, PAD_VALUE, Seen, each_query_seen};
+use super::{DEGENERATE_LSE, Holds, Seen, each_query_seen};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
 use crate::gradients::SharedRows;
@@ -92,7 +92,8 @@ impl<T: Scalar + Element<Accumulator = T>> Sums<T> {
                     kept(span.slots.start) * dot
                 }
                 Holds::Zero => T::zero(),
-                Holds::Pad => T::of(PAD_VALUE),
+                // Without a weight unless the row sees nothing, and then nothing depends on it.
+                Holds::Pad => T::zero(),
             }
         };
         let weighted = seen.row.spans.iter().filter(|s| s.weight != T::zero());

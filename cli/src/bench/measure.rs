@@ -134,6 +134,7 @@ enum Trained {
 struct Own<T> {
     out: Vec<T>,
     lse: Vec<f32>,
+    dout: Vec<T>,
     dq: Vec<T>,
     dk: Vec<T>,
     dv: Vec<T>,
@@ -147,6 +148,7 @@ impl<T: Element<Accumulator = f32>> Own<T> {
         Ok(Self {
             out,
             lse: result(&problem.lse_shape())?,
+            dout: inputs.q.iter().collect(),
             dq: like(&inputs.q)?,
             dk: like(&inputs.k)?,
             dv: like(&inputs.v)?,
@@ -164,7 +166,7 @@ impl<T: Element<Accumulator = f32>> Own<T> {
         Ok(cpu.forward_into(problem, inputs, &Call::default(), out, lse)?)
     }
 
-    /// A backward pass; q serves as the gradient by out.
+    /// A backward pass.
     fn backward(
         &mut self,
         cpu: &Cpu,
@@ -173,7 +175,8 @@ impl<T: Element<Accumulator = f32>> Own<T> {
     ) -> Result<(), BadInput> {
         let out = HostTensor::new(&self.out[..], problem.out_shape())?;
         let lse = HostTensor::new(&self.lse[..], problem.lse_shape())?;
-        let saved = BackwardInputs::from_tensors(out, lse, inputs.q.clone());
+        let dout = HostTensor::new(&self.dout[..], problem.out_shape())?;
+        let saved = BackwardInputs::from_tensors(out, lse, dout);
         let to = GradientsMut {
             dq: &mut self.dq,
             dk: &mut self.dk,

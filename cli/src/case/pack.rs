@@ -81,6 +81,9 @@ impl Case {
                 let rows = data.chunks((len * features).max(1));
                 rows.flat_map(|row| row[..own_len * features].to_vec()).collect()
             };
+            // Without a batch nothing was computed.
+            let mut data = data;
+            data.resize(shape.iter().product(), T::default());
             Array { shape, data: wrap(data) }
         };
         let Gradients { dq, dk, dv, dattn_bias, .. } = gradients;
