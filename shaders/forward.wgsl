@@ -13,6 +13,8 @@
 
 // Unnormalised output: of each of this thread every 8th quad.
 const OUT = QUADS / GROUPS;
+// Quads of a chunk of them.
+const VALUES = CHUNK / GROUPS;
 var<private> out_quads: array<vec4<f32>, TQ * OUT>;
 
 @compute @workgroup_size(THREADS)
@@ -114,19 +116,20 @@ fn drop_weights(packed_row: u32, first: u32) {
 fn add_values(chunk: u32) {
     for (var key = 0u; key < KT; key++) {
         var values: array<vec4<f32>, CHUNK / GROUPS>;
-        for (var c = 0u; c < CHUNK / GROUPS; c++) {
-            values[c] = kv_tile[key * CHUNK + c * GROUPS + column_group];
-        }
+#repeat c VALUES
+        values[c] = kv_tile[key * CHUNK + c * GROUPS + column_group];
+#endrepeat
         let first = part_at(key, row_group, 0u);
-        for (var p = 0u; p < PARTS; p++) {
-            // The order of parts moves all parts of a thread together.
-            let weights = s_tile[first ^ p];
-            for (var i = 0u; i < PART; i++) {
-                for (var c = 0u; c < CHUNK / GROUPS; c++) {
-                    out_quads[(p * PART + i) * OUT + chunk * (CHUNK / GROUPS) + c] += weights[i] * values[c];
-                }
-            }
-        }
+        let to = chunk * VALUES;
+#repeat p PARTS
+        // The order of parts moves all parts of a thread together.
+        let weights = s_tile[first ^ p];
+#repeat i PART
+#repeat c VALUES
+        out_quads[(p * PART + i) * OUT + to + c] += weights[i] * values[c];
+#endrepeat
+#endrepeat
+#endrepeat
     }
 }
 

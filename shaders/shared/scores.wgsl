@@ -19,15 +19,15 @@ fn add_products(chunk: u32) {
         let k_first = k_quad(column_group, c);
         let q_first = q_quad(row_group * TQ, chunk * CHUNK + c);
         var k: array<vec4<f32>, TK>;
-        for (var j = 0u; j < TK; j++) {
-            k[j] = kv_tile[k_first + j * GROUPS * CHUNK];
-        }
-        for (var i = 0u; i < TQ; i++) {
-            let q = q_tile[q_first + i * QUADS];
-            for (var j = 0u; j < TK; j++) {
-                scores[i * TK + j] += dot(q, k[j]);
-            }
-        }
+#repeat j TK
+        k[j] = kv_tile[k_first + j * GROUPS * CHUNK];
+#endrepeat
+#repeat i TQ
+        let q = q_tile[q_first + i * QUADS];
+#repeat j TK
+        scores[i * TK + j] += dot(q, k[j]);
+#endrepeat
+#endrepeat
     }
 }
 

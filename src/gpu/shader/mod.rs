@@ -45,7 +45,7 @@ impl PipelineKey {
             }
         }
         // The sources are part of the crate, and a test expands them for every key.
-        let counts = [("VALUE_CHUNKS", self.value_chunks())];
+        let counts = self.counts();
         let body = preprocess::expand(self.kernel.name(), &source_of, &defined, &counts)
             .unwrap_or_else(|e| format!("// {e}\n"));
         prelude::render(self) + &body

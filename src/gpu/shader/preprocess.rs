@@ -1,6 +1,6 @@
 //! Shader sources: `#import NAME`, once each; `#ifdef`, `#ifndef`, `#else`, `#endif`; and
 //! `#repeat NAME COUNT` up to `#endrepeat`, a block for each number below a count, which it knows as a
-//! constant: loops that hold barriers are not unrolled by every compiler. Nothing else, so that tools for
+//! constant: not every compiler unrolls a loop. Blocks may lie in each other. Nothing else, so that tools for
 //! WGSL still read the files; and every mistake is an error.
 
 use std::fmt::{self, Write};
@@ -100,13 +100,20 @@ impl Expansion<'_> {
                 ["repeat", name, count] => {
                     let times = self.counts.iter().find(|(n, _)| *n == count);
                     let times = times.ok_or_else(|| fail(format!("no count {count}")))?.1;
-                    let mut body = Vec::new();
+                    let (mut body, mut open) = (Vec::new(), 1);
                     loop {
-                        match rest.next() {
-                            None => return Err(fail("#repeat without #endrepeat".to_owned())),
-                            Some((_, text)) if text.trim() == "#endrepeat" => break,
-                            Some(line) => body.push(line),
+                        let Some(line) = rest.next() else {
+                            return Err(fail("#repeat without #endrepeat".to_owned()));
+                        };
+                        match line.1.split_whitespace().next() {
+                            Some("#repeat") => open += 1,
+                            Some("#endrepeat") => open -= 1,
+                            _ => {}
                         }
+                        if open == 0 {
+                            break;
+                        }
+                        body.push(line);
                     }
                     for i in (0..times).filter(|_| holds) {
                         let _ = writeln!(self.text, "{{\nconst {name} = {i}u;");
@@ -150,6 +157,8 @@ mod tests {
             "repeat" => {
                 "#repeat i TWO\n#ifdef X\nx\n#endif\n#endrepeat\n#ifdef Y\n#repeat i TWO\n#endrepeat\n#endif\n"
             }
+            "twice" => "#repeat i TWO\n#repeat j TWO\na\n#endrepeat\n#endrepeat\nb\n",
+            "open inside" => "#repeat i TWO\n#repeat j TWO\n#endrepeat\n",
             "open repeat" => "#repeat i TWO\na\n",
             "no count" => "#repeat i THREE\n#endrepeat\n",
             "lone endrepeat" => "#endrepeat\n",
@@ -170,6 +179,9 @@ mod tests {
         assert_eq!(expand("nested", &["Y"]).unwrap(), "");
         let twice = "{\nconst i = 0u;\nx\n}\n{\nconst i = 1u;\nx\n}\n";
         assert_eq!(expand("repeat", &["X"]).unwrap(), twice);
+        let inner = "{\nconst j = 0u;\na\n}\n{\nconst j = 1u;\na\n}\n";
+        let both = format!("{{\nconst i = 0u;\n{inner}}}\n{{\nconst i = 1u;\n{inner}}}\nb\n");
+        assert_eq!(expand("twice", &[]).unwrap(), both);
     }
 
     #[test]
@@ -182,6 +194,7 @@ mod tests {
             ("lone else", "lone else:1: #else without #ifdef"),
             ("two elses", "two elses:3: #else without #ifdef"),
             ("lone endif", "lone endif:1: #endif without #ifdef"),
+            ("open inside", "open inside:1: #repeat without #endrepeat"),
             ("open repeat", "open repeat:1: #repeat without #endrepeat"),
             ("no count", "no count:1: no count THREE"),
             ("lone endrepeat", "lone endrepeat:1: '#endrepeat' is no directive"),

@@ -96,6 +96,18 @@ impl PipelineKey {
         self.head_dim / 4 / self.tile.chunk()
     }
 
+    /// How often blocks of its text are repeated.
+    pub(super) fn counts(&self) -> [(&'static str, u32); 6] {
+        [
+            ("TQ", self.thread_queries()),
+            ("TK", THREAD_KEYS),
+            ("VALUE_CHUNKS", self.value_chunks()),
+            ("VALUES", self.tile.chunk() / GROUPS),
+            ("PART", self.part()),
+            ("PARTS", self.thread_queries() / self.part()),
+        ]
+    }
+
     /// The constants that its text begins with.
     pub(super) fn constants(&self) -> [(&'static str, u32); 7] {
         [
