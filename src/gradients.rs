@@ -158,13 +158,13 @@ impl Problem {
 #[derive(Debug, Clone)]
 pub(crate) struct SharedRows {
     /// The leading dimensions of the gradient.
-    pub(crate) leading: Vec<usize>,
+    leading: Vec<usize>,
     sizes: Vec<usize>,
 }
 
 impl SharedRows {
     /// Of a tensor with these leading dimensions, then two more.
-    pub(crate) fn new<T: Clone>(tensor: &HostTensor<'_, T>) -> Self {
+    fn new<T: Clone>(tensor: &HostTensor<'_, T>) -> Self {
         let sizes = tensor.shape()[..tensor.shape().len() - 2].to_vec();
         let shared = |(&size, &stride): (&usize, &isize)| if stride == 0 { 1 } else { size };
         // Without elements strides say nothing.
@@ -188,12 +188,37 @@ impl SharedRows {
     }
 
     /// The shape of a gradient.
-    pub(crate) fn shape(&self, len: usize, features: usize) -> Vec<usize> {
+    fn shape(&self, len: usize, features: usize) -> Vec<usize> {
         [&self.leading[..], &[len, features]].concat()
     }
+}
 
-    /// Rows of the gradient.
-    pub(crate) fn rows(&self) -> usize {
-        self.leading.iter().product()
+/// The shapes of gradients, and which rows share them; `bias`: where it is wanted.
+pub(crate) struct Shapes {
+    pub(crate) dq: Vec<usize>,
+    pub(crate) dk: Vec<usize>,
+    pub(crate) dv: Vec<usize>,
+    pub(crate) bias: Option<Vec<usize>>,
+    pub(crate) k_rows: SharedRows,
+    pub(crate) v_rows: SharedRows,
+}
+
+impl Shapes {
+    pub(crate) fn new<T: Element>(
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        saved: &BackwardInputs<'_, T>,
+    ) -> Self {
+        let shape = &problem.shape;
+        let (k_rows, v_rows) = (SharedRows::new(&inputs.k), SharedRows::new(&inputs.v));
+        let bias = shape.bias.filter(|_| saved.bias_gradient);
+        Self {
+            dq: [&shape.leading[..], &[shape.query.len(), shape.head_dim]].concat(),
+            dk: k_rows.shape(shape.key_len, shape.head_dim),
+            dv: v_rows.shape(shape.key_len, shape.value_dim),
+            bias: bias.map(|b| vec![b.rows, b.queries, b.slots]),
+            k_rows,
+            v_rows,
+        }
     }
 }

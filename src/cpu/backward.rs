@@ -4,17 +4,16 @@
 //! What a block adds to dk and dv goes straight into the result: blocks that may reach the same keys never run at
 //! the same time ([`Blocks::colours`]), and come in one order.
 
-use std::f64::consts::{LN_2, LOG2_E};
-use std::ops::Range;
+use std::f64::consts::LN_2;
 
 use super::block::{Block, Job};
-use super::forward::{Columns, KEYS, LOGITS_ROW, TILES, add_rows, logits, products, whole_vectors};
-use super::kernel::{Lhs, Rhs, drop_step, softmax_step, tile, weight_step};
+use super::by_logits::{by_logits, pack, pack_outputs};
+use super::forward::{Columns, LOGITS_ROW, TILES, add_features, add_rows, whole_vectors};
+use super::kernel::Lhs;
 use super::keys::KeyRows;
 use super::pack::{RowInputs, load, normalise_back};
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
-use crate::reference::DEGENERATE_LSE;
 use crate::{BackwardInputs, Element};
 
 /// The backward pass of one block.
@@ -43,10 +42,7 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
         let empty = pack_outputs::<S, MR, T>(&inputs, saved, scratch);
         let (qk, values) = (scratch.head_stride, scratch.value_stride);
         scratch.back.dq[..rows.next_multiple_of(MR) * qk].fill(0.0);
-        let keys = block.keys(job.problem);
-        let mut first = keys.start / KEYS * KEYS;
-        while !keys.is_empty() && first < keys.end {
-            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+        for (first, present) in block.key_blocks(job.problem) {
             pack::<S, T>(&inputs, scratch, first, &present);
             let columns = present.start - first..(present.end - first).next_multiple_of(S::LANES);
             scratch.back.dk[columns.start * qk..(columns.end + MR) * qk].fill(0.0);
@@ -85,7 +81,6 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
                 add(to_k, row);
                 add(to_v, &scratch.back.dv[(u - first) * values..][..width]);
             }
-            first += KEYS;
         }
         for r in 0..rows {
             let row = &mut scratch.back.dq[r * qk..][..d];
@@ -103,141 +98,6 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
 #[inline(always)]
 fn add(to: &mut [f32], from: &[f32]) {
     to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
-}
-
-/// Keys, and values as they are needed here, of the block of keys from `first` on.
-#[inline(always)]
-pub(super) fn pack<S: Simd, T: Element<Accumulator = f32>>(
-    inputs: &RowInputs<'_, T>,
-    scratch: &mut Scratch,
-    first: usize,
-    present: &Range<usize>,
-) {
-    inputs.pack_keys::<S, true>(scratch, first, present.clone());
-    inputs.pack_transposed_values::<S>(scratch, first, present.clone());
-}
-
-/// Beyond this, in powers of 2, what rounding `lse` to f32 cost is seen in the weights: 6e-5 of them.
-const EXACT_LSE: f32 = 1024.0;
-
-/// Gradients by the outputs of the block, `[row][feature]`, their products with the outputs, and what the weights of
-/// each row are relative to. Rows that saw nothing have infinity there, so that all weights come out as 0; says whether there
-/// are such rows.
-#[inline(always)]
-pub(super) fn pack_outputs<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
-    inputs: &RowInputs<'_, T>,
-    saved: &BackwardInputs<'_, T>,
-    scratch: &mut Scratch,
-) -> bool {
-    let (row, first) = (inputs.block.row, inputs.problem().shape.query.start);
-    let width = inputs.problem().shape.value_dim;
-    let [out, dout] = [&saved.out, &saved.dout].map(|x| x.packed_row(row, 2));
-    let lse = saved.lse.packed_row(row, 1);
-    let rows = inputs.block.queries.len();
-    let back = &mut scratch.back;
-    let (mut empty, mut inexact) = (false, false);
-    for (r, t) in inputs.block.queries.clone().enumerate() {
-        let to = &mut back.dout[r * width..][..width];
-        load(&dout, t - first, to);
-        let outputs = &mut scratch.buffer[..width];
-        load(&out, t - first, outputs);
-        let product = to.iter().zip(&*outputs).map(|(&a, &b)| f64::from(a) * f64::from(b));
-        back.product[r] = product.sum::<f64>() as f32;
-        let lse = lse.at1(t - first);
-        back.factor[r] = 1.0;
-        if lse == DEGENERATE_LSE as f32 {
-            empty = true;
-            // Whatever `out` is: nothing depends on it.
-            (back.lse[r], back.product[r]) = (f32::INFINITY, 0.0);
-        } else {
-            back.lse[r] = (f64::from(lse) * LOG2_E) as f32;
-            inexact |= back.lse[r].abs() > EXACT_LSE;
-        }
-    }
-    back.dout[rows * width..rows.next_multiple_of(MR) * width].fill(0.0);
-    if inexact {
-        sum_again::<S, MR, T>(inputs, scratch);
-    }
-    empty
-}
-
-/// The maximum and the sum of rows whose `lse`, as one number in f32, says too little: those with a bias of -1e9, say,
-/// on all that they see.
-#[inline(never)]
-fn sum_again<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
-    inputs: &RowInputs<'_, T>,
-    scratch: &mut Scratch,
-) {
-    let rows = inputs.block.queries.len();
-    for r in 0..rows {
-        scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
-    }
-    let keys = inputs.block.keys(inputs.problem());
-    let mut first = keys.start / KEYS * KEYS;
-    while !keys.is_empty() && first < keys.end {
-        let present = keys.start.max(first)..keys.end.min(first + KEYS);
-        inputs.pack_keys::<S, false>(scratch, first, present.clone());
-        for start in (0..rows).step_by(TILES * MR) {
-            let group = start..rows.min(start + TILES * MR);
-            let tiles = logits::<S, MR, T>(inputs, scratch, group.clone(), first, &present);
-            for r in group {
-                let vectors = whole_vectors::<S>(&tiles[(r - start) / MR]);
-                let row = &mut scratch.logits[(r - start) * LOGITS_ROW..][vectors];
-                softmax_step::<S>(row, &mut scratch.state[r]);
-            }
-        }
-        first += KEYS;
-    }
-    for r in 0..rows {
-        if scratch.back.lse[r].is_finite() && scratch.back.lse[r].abs() > EXACT_LSE {
-            scratch.back.lse[r] = scratch.state[r].max;
-            scratch.back.factor[r] = scratch.state[r].sum.recip();
-        }
-    }
-}
-
-/// For a group of queries and a block of keys: weights, kept ones, in the tile of logits, and the gradients by
-/// logits. Both are there over the whole vectors around each tile's columns.
-#[inline(always)]
-pub(super) fn by_logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
-    inputs: &RowInputs<'_, T>,
-    scratch: &mut Scratch,
-    group: Range<usize>,
-    first: usize,
-    present: &Range<usize>,
-) -> [Columns; TILES] {
-    let width = inputs.problem().shape.value_dim;
-    let tiles = logits::<S, MR, T>(inputs, scratch, group.clone(), first, present);
-    let back = &mut scratch.back;
-    let rows = &back.dout[group.start * width..];
-    products::<S, MR>(&tiles, rows, &scratch.v, width, &mut back.by_logits);
-    for r in group.clone() {
-        let vectors = whole_vectors::<S>(&tiles[(r - group.start) / MR]);
-        let at = (r - group.start) * LOGITS_ROW;
-        let weights = &mut scratch.logits[at..][vectors.clone()];
-        let by_weight = &mut back.by_logits[at..][vectors.clone()];
-        weight_step::<S>(
-            weights,
-            by_weight,
-            (back.lse[r], back.factor[r]),
-            back.product[r],
-            inputs.job.keep.is_some(),
-        );
-        let t = inputs.query(r);
-        let start = first + vectors.start;
-        if let Some(keep) = &inputs.job.keep {
-            // So far without dropout: -P sum(dout out) beside P.
-            let plain = &mut back.dropped[..weights.len()];
-            plain.copy_from_slice(weights);
-            inputs.drop_weights(keep, t, &scratch.visible[r], start, weights);
-            drop_step::<S>(weights, plain, by_weight, back.product[r]);
-        }
-        if inputs.problem().shared_qk && (start..first + vectors.end).contains(&t) {
-            // A constant.
-            by_weight[t - start] = 0.0;
-        }
-    }
-    tiles
 }
 
 /// Columns that some tile of a group has, a whole number of vectors.
@@ -287,22 +147,8 @@ fn add_columns<S: Simd, const MR: usize>(
             let a = Lhs { at: weights.as_ptr(), row: 1, step: LOGITS_ROW };
             let from = &from[first * from_row..][..(depth - 1) * from_row + stride];
             let out = &mut to[key * stride..][..MR * stride];
-            let mut e = 0;
-            while e < stride {
-                // SAFETY: `from` holds `depth` rows, of which `stride` floats, a whole number of vectors, are
-                // read from `e` on, and `out` `MR` rows of as many; the assertion bounds the weights.
-                unsafe {
-                    let b = Rhs { at: from.as_ptr().add(e), row: from_row, vector: S::LANES };
-                    let c = out.as_mut_ptr().add(e);
-                    if e + 2 * S::LANES <= stride {
-                        tile::<S, MR, 2, true>(depth, a, b, c, stride);
-                        e += 2 * S::LANES;
-                    } else {
-                        tile::<S, MR, 1, true>(depth, a, b, c, stride);
-                        e += S::LANES;
-                    }
-                }
-            }
+            // SAFETY: the assertion bounds the weights.
+            unsafe { add_features::<S, MR>(depth, a, (from, from_row), (out, stride)) };
         }
         key += MR;
     }

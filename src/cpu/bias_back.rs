@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::Cpu;
-use super::backward::{by_logits, pack, pack_outputs};
 use super::block::{Block, Blocks, Job};
-use super::forward::{KEYS, LOGITS_ROW, TILES, whole_vectors};
+use super::by_logits::{by_logits, pack, pack_outputs};
+use super::forward::{LOGITS_ROW, TILES, whole_vectors};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
@@ -91,10 +91,7 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
         let row_of = |t: usize| t % geometry.window() % shape.queries * shape.slots;
         inputs.pack_queries::<S, MR>(scratch);
         pack_outputs::<S, MR, T>(&inputs, saved, scratch);
-        let keys = block.keys(job.problem);
-        let mut first = keys.start / KEYS * KEYS;
-        while !keys.is_empty() && first < keys.end {
-            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+        for (first, present) in block.key_blocks(job.problem) {
             pack::<S, T>(&inputs, scratch, first, &present);
             for start in (0..rows).step_by(TILES * MR) {
                 let group = start..rows.min(start + TILES * MR);
@@ -114,7 +111,6 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
                     add(&mut sums[row_of(t)..][..shape.slots], slot, row);
                 }
             }
-            first += KEYS;
         }
         // Autopad's zeros have weights too, and values of 0.
         for r in 0..rows {

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::forward::KEYS;
 use crate::dropout::KeepMask;
 use crate::rotary::RotaryTables;
 use crate::{Element, HostInputs, Problem, RunError};
@@ -42,6 +43,19 @@ impl Block {
         let start = geometry.visible_range(self.queries.start).start;
         let end = geometry.visible_range(self.queries.end - 1).end;
         start..end.min(geometry.key_len())
+    }
+
+    /// Those keys by blocks of [`KEYS`], at multiples of it: where a block begins, and which of its keys are there.
+    pub(super) fn key_blocks(
+        &self,
+        problem: &Problem,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let keys = self.keys(problem);
+        // Where none is seen the range may run backwards.
+        let end = if keys.is_empty() { 0 } else { keys.end };
+        (keys.start / KEYS * KEYS..end)
+            .step_by(KEYS)
+            .map(move |first| (first, keys.start.max(first)..keys.end.min(first + KEYS)))
     }
 }
 

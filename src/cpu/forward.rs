@@ -49,10 +49,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);
-        let keys = block.keys(job.problem);
-        let mut first = keys.start / KEYS * KEYS;
-        while first < keys.end {
-            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+        for (first, present) in block.key_blocks(job.problem) {
             inputs.pack_keys::<S, false>(scratch, first, present.clone());
             inputs.pack_values(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
@@ -78,7 +75,6 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                 let out = &mut scratch.out[group.start * stride..];
                 add_rows::<S, MR>(&tiles, &scratch.logits, (&scratch.v, stride), (out, stride));
             }
-            first += KEYS;
         }
         let mut whole = None;
         for r in 0..rows {
@@ -222,20 +218,38 @@ pub(super) fn add_rows<S: Simd, const MR: usize>(
         let a = Lhs { at: weights.as_ptr(), row: LOGITS_ROW, step: 1 };
         let from = &from[columns.start * from_row..][..(depth - 1) * from_row + stride];
         let out = &mut to[i * MR * stride..][..MR * stride];
-        let mut e = 0;
-        while e < stride {
-            // SAFETY: `from` holds `depth` rows, of which `stride` floats, a whole number of vectors, are
-            // read from `e` on, and `out` `MR` rows of as many; the assertion bounds the weights.
-            unsafe {
-                let b = Rhs { at: from.as_ptr().add(e), row: from_row, vector: S::LANES };
-                let c = out.as_mut_ptr().add(e);
-                if e + 2 * S::LANES <= stride {
-                    tile::<S, MR, 2, true>(depth, a, b, c, stride);
-                    e += 2 * S::LANES;
-                } else {
-                    tile::<S, MR, 1, true>(depth, a, b, c, stride);
-                    e += S::LANES;
-                }
+        // SAFETY: the assertion bounds the weights.
+        unsafe { add_features::<S, MR>(depth, a, (from, from_row), (out, stride)) };
+    }
+}
+
+/// Adds products to `MR` rows of `stride` floats, a whole number of vectors: of `a` with `depth` rows that begin
+/// `from_row` floats apart, of which `stride` are read.
+///
+/// # Safety
+/// `a` holds `MR` rows of `depth`.
+#[inline(always)]
+pub(super) unsafe fn add_features<S: Simd, const MR: usize>(
+    depth: usize,
+    a: Lhs,
+    (from, from_row): (&[f32], usize),
+    (to, stride): (&mut [f32], usize),
+) {
+    assert!(depth > 0 && from.len() >= (depth - 1) * from_row + stride);
+    assert!(to.len() >= MR * stride && stride.is_multiple_of(S::LANES));
+    let mut e = 0;
+    while e < stride {
+        // SAFETY: the assertions bound rows and results, of which the vectors from `e` on are used, and the
+        // caller promises `a`.
+        unsafe {
+            let b = Rhs { at: from.as_ptr().add(e), row: from_row, vector: S::LANES };
+            let c = to.as_mut_ptr().add(e);
+            if e + 2 * S::LANES <= stride {
+                tile::<S, MR, 2, true>(depth, a, b, c, stride);
+                e += 2 * S::LANES;
+            } else {
+                tile::<S, MR, 1, true>(depth, a, b, c, stride);
+                e += S::LANES;
             }
         }
     }

@@ -10,7 +10,7 @@ use super::scratch::Scratch;
 use super::{Cpu, pages};
 use crate::dropout::KeepMask;
 use crate::engine::{reserve, zeros};
-use crate::gradients::SharedRows;
+use crate::gradients::Shapes;
 use crate::shape::saturating_product;
 use crate::{BackwardInputs, Call, Element, Gradient, Gradients, HostInputs, Problem, RunError};
 
@@ -217,36 +217,6 @@ impl Cpu {
             })?;
         }
         Ok(())
-    }
-}
-
-/// The shapes of gradients, and what rows share them.
-struct Shapes {
-    dq: Vec<usize>,
-    dk: Vec<usize>,
-    dv: Vec<usize>,
-    bias: Option<Vec<usize>>,
-    k_rows: SharedRows,
-    v_rows: SharedRows,
-}
-
-impl Shapes {
-    fn new<T: Element>(
-        problem: &Problem,
-        inputs: &HostInputs<'_, T>,
-        saved: &BackwardInputs<'_, T>,
-    ) -> Self {
-        let shape = &problem.shape;
-        let (k_rows, v_rows) = (SharedRows::new(&inputs.k), SharedRows::new(&inputs.v));
-        let bias = shape.bias.filter(|_| saved.bias_gradient);
-        Self {
-            dq: [&shape.leading[..], &[shape.query.len(), shape.head_dim]].concat(),
-            dk: k_rows.shape(shape.key_len, shape.head_dim),
-            dv: v_rows.shape(shape.key_len, shape.value_dim),
-            bias: bias.map(|b| vec![b.rows, b.queries, b.slots]),
-            k_rows,
-            v_rows,
-        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod backward;
 mod bias_back;
 mod block;
+mod by_logits;
 mod forward;
 mod gradients;
 mod kernel;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Cpu;
 use super::block::{Block, Blocks, Job, Parts};
-use super::forward::{KEYS, LOGITS_ROW, TILES, logits, whole_vectors};
+use super::forward::{LOGITS_ROW, TILES, logits, whole_vectors};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
@@ -59,10 +59,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
         let (rows, slots) = (block.queries.len(), geometry.slots());
         weights.fill(f32::NEG_INFINITY);
         inputs.pack_queries::<S, MR>(scratch);
-        let keys = block.keys(job.problem);
-        let mut first = keys.start / KEYS * KEYS;
-        while first < keys.end {
-            let present = keys.start.max(first)..keys.end.min(first + KEYS);
+        for (first, present) in block.key_blocks(job.problem) {
             inputs.pack_keys::<S, false>(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
                 let group = group..rows.min(group + TILES * MR);
@@ -82,7 +79,6 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
                     }
                 }
             }
-            first += KEYS;
         }
         for (r, row) in weights.chunks_exact_mut(slots).enumerate() {
             let t = inputs.query(r);

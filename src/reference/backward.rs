@@ -9,7 +9,7 @@
 use super::{DEGENERATE_LSE, Holds, Seen, each_query_seen};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
-use crate::gradients::SharedRows;
+use crate::gradients::{Shapes, SharedRows};
 use crate::{
     BackwardInputs, Call, Element, Gradient, Gradients, HostInputs, Problem, RunError, Scalar,
 };
@@ -21,36 +21,29 @@ pub(super) fn backward<T: Scalar + Element<Accumulator = T>>(
     call: &Call,
 ) -> Result<Gradients<T>, RunError> {
     problem.check_backward(inputs, saved)?;
-    let shape = &problem.shape;
-    let (d, dv, keys) = (shape.head_dim, shape.value_dim, shape.key_len);
-    let (k_rows, v_rows) = (SharedRows::new(&inputs.k), SharedRows::new(&inputs.v));
-    let queries = shape.query.len();
+    let shapes = Shapes::new(problem, inputs, saved);
     let mut gradients = Sums {
-        dq: zeros("dq", &[problem.batch, queries, d])?,
-        dk: zeros("dk", &[k_rows.rows(), keys, d])?,
-        dv: zeros("dv", &[v_rows.rows(), keys, dv])?,
-        bias: Vec::new(),
-        k_rows,
-        v_rows,
+        dq: zeros("dq", &shapes.dq)?,
+        dk: zeros("dk", &shapes.dk)?,
+        dv: zeros("dv", &shapes.dv)?,
+        bias: shapes.bias.as_deref().map(|b| zeros("dattn_bias", b)).transpose()?,
+        k_rows: shapes.k_rows,
+        v_rows: shapes.v_rows,
     };
-    let bias_shape = shape.bias.filter(|_| saved.bias_gradient);
-    if let Some(b) = bias_shape {
-        gradients.bias = zeros("dattn_bias", &[b.rows, b.queries, b.slots])?;
-    }
     let keep = KeepMask::new(problem.dropout, call);
     let mut failed = Ok(());
-    each_query_seen(problem, inputs, shape.query.clone(), |seen| {
+    each_query_seen(problem, inputs, problem.shape.query.clone(), |seen| {
         if failed.is_ok() {
             failed = gradients.add(problem, inputs, saved, keep.as_ref(), seen);
         }
     })?;
     failed?;
+    let gradient = |data, shape| Gradient { data, shape };
     Ok(Gradients {
-        dq: Gradient { data: gradients.dq, shape: [&shape.leading[..], &[queries, d]].concat() },
-        dk: Gradient { data: gradients.dk, shape: gradients.k_rows.shape(keys, d) },
-        dv: Gradient { data: gradients.dv, shape: gradients.v_rows.shape(keys, dv) },
-        dattn_bias: bias_shape
-            .map(|b| Gradient { data: gradients.bias, shape: vec![b.rows, b.queries, b.slots] }),
+        dq: gradient(gradients.dq, shapes.dq),
+        dk: gradient(gradients.dk, shapes.dk),
+        dv: gradient(gradients.dv, shapes.dv),
+        dattn_bias: gradients.bias.zip(shapes.bias).map(|(data, shape)| gradient(data, shape)),
     })
 }
 
@@ -58,8 +51,8 @@ struct Sums<T> {
     dq: Vec<T>,
     dk: Vec<T>,
     dv: Vec<T>,
-    /// Empty where it is not wanted.
-    bias: Vec<T>,
+    /// Where it is wanted.
+    bias: Option<Vec<T>>,
     k_rows: SharedRows,
     v_rows: SharedRows,
 }
@@ -122,11 +115,11 @@ impl<T: Scalar + Element<Accumulator = T>> Sums<T> {
                 continue;
             }
             let by_logit = span.weight * (by_weight(span) - mean);
-            if let Some(bias) = shape.bias.filter(|_| !self.bias.is_empty()) {
+            if let Some((sums, bias)) = self.bias.as_mut().zip(shape.bias) {
                 let row = (b % bias.rows * bias.queries + t % geometry.window() % bias.queries)
                     * bias.slots;
                 for slot in span.slots.clone() {
-                    self.bias[row + slot % bias.slots] += by_logit;
+                    sums[row + slot % bias.slots] += by_logit;
                 }
             }
             let Holds::Key(u) = span.holds else { continue };

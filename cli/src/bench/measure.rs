@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use local_attention::cpu::{Cpu, GradientsMut, Isa};
-use local_attention::{
-    BackwardInputs, Call, Element, Engine, Forward, HostInputs, HostTensor, Problem, Reference,
-};
+use local_attention::cpu::{Cpu, Isa};
+use local_attention::{Call, Engine, HostInputs, HostTensor, Problem, Reference};
 
 use super::floor::Floor;
 use super::gpu::Resident;
@@ -15,6 +13,7 @@ use super::gpu_floor;
 use super::machine::{Machine, peak_rss_bytes, reset_peak};
 use super::peer::{Peer, PeerProcess};
 use super::shape::{BenchShape, BenchType, Pass};
+use super::training::{Trained, oracle_on_f16};
 use crate::backend::Chosen;
 use crate::error::BadInput;
 
@@ -40,7 +39,7 @@ pub fn parse_isa(text: &str) -> Result<Isa, String> {
 /// The engine that is measured.
 pub struct Runner {
     pub chosen: Chosen,
-    cpu: Cpu,
+    pub cpu: Cpu,
 }
 
 impl Runner {
@@ -121,167 +120,6 @@ struct Prepared {
     trained: Option<(Trained, Pass)>,
 }
 
-/// What a backward pass takes.
-enum Trained {
-    Cpu32(Box<Own<f32>>),
-    Cpu16(Box<Own<f16>>),
-    F32(Forward<f32>),
-    /// With the inputs in f64.
-    F64(Forward<f64>, Box<HostInputs<'static, f64>>),
-}
-
-/// Memory of a program that trains: results of the forward pass, and gradients.
-struct Own<T> {
-    out: Vec<T>,
-    lse: Vec<f32>,
-    dout: Vec<T>,
-    dq: Vec<T>,
-    dk: Vec<T>,
-    dv: Vec<T>,
-    dattn_bias: Option<Vec<T>>,
-}
-
-impl<T: Element<Accumulator = f32>> Own<T> {
-    fn new(problem: &Problem, inputs: &HostInputs<'_, T>) -> Result<Self, BadInput> {
-        let out = result(&problem.out_shape())?;
-        let like = |x: &HostTensor<'_, T>| result(x.shape());
-        Ok(Self {
-            out,
-            lse: result(&problem.lse_shape())?,
-            dout: inputs.q.iter().collect(),
-            dq: like(&inputs.q)?,
-            dk: like(&inputs.k)?,
-            dv: like(&inputs.v)?,
-            dattn_bias: inputs.attn_bias.as_ref().map(like).transpose()?,
-        })
-    }
-
-    fn forward(
-        &mut self,
-        cpu: &Cpu,
-        problem: &Problem,
-        inputs: &HostInputs<'_, T>,
-    ) -> Result<(), BadInput> {
-        let (out, lse) = (&mut self.out, &mut self.lse);
-        Ok(cpu.forward_into(problem, inputs, &Call::default(), out, lse)?)
-    }
-
-    /// A backward pass.
-    fn backward(
-        &mut self,
-        cpu: &Cpu,
-        problem: &Problem,
-        inputs: &HostInputs<'_, T>,
-    ) -> Result<(), BadInput> {
-        let out = HostTensor::new(&self.out[..], problem.out_shape())?;
-        let lse = HostTensor::new(&self.lse[..], problem.lse_shape())?;
-        let dout = HostTensor::new(&self.dout[..], problem.out_shape())?;
-        let saved = BackwardInputs::from_tensors(out, lse, dout);
-        let to = GradientsMut {
-            dq: &mut self.dq,
-            dk: &mut self.dk,
-            dv: &mut self.dv,
-            dattn_bias: self.dattn_bias.as_deref_mut(),
-        };
-        cpu.backward_into(problem, inputs, &saved, &Call::default(), to)?;
-        std::hint::black_box(self);
-        Ok(())
-    }
-}
-
-impl Runner {
-    /// Runs the forward pass whose results a backward pass needs.
-    fn trained(
-        &self,
-        problem: &Problem,
-        inputs: &Tensors,
-        pass: Pass,
-    ) -> Result<Option<Trained>, BadInput> {
-        let call = Call::default();
-        if pass == Pass::Forward {
-            return Ok(None);
-        }
-        Ok(Some(match (&self.chosen, inputs) {
-            (Chosen::Gpu(_), _) => {
-                return Err(BadInput::Usage(
-                    "--backend gpu: the GPU engine has no backward pass".to_owned(),
-                ));
-            }
-            (Chosen::Cpu, Tensors::F32(x, _)) => {
-                let mut own = Own::new(problem, x)?;
-                own.forward(&self.cpu, problem, x)?;
-                Trained::Cpu32(Box::new(own))
-            }
-            (Chosen::Cpu, Tensors::F16(x, _)) => {
-                let mut own = Own::new(problem, x)?;
-                own.forward(&self.cpu, problem, x)?;
-                Trained::Cpu16(Box::new(own))
-            }
-            (Chosen::Reference, Tensors::F32(x, _)) => {
-                let x = x.map(f64::from);
-                let forward = Reference::<f64>::new().forward(problem, &x, &call)?;
-                Trained::F64(forward, Box::new(x))
-            }
-            (_, Tensors::F32(x, _)) => {
-                Trained::F32(Reference::<f32>::new().forward(problem, x, &call)?)
-            }
-            (_, Tensors::F16(..)) => return Err(oracle_on_f16()),
-        }))
-    }
-
-    /// A pass of training.
-    fn train(
-        &self,
-        problem: &Problem,
-        inputs: &Tensors,
-        trained: &mut Trained,
-        pass: Pass,
-    ) -> Result<(), BadInput> {
-        let both = pass == Pass::Both;
-        match (inputs, trained) {
-            (Tensors::F32(x, _), Trained::Cpu32(own)) => {
-                if both {
-                    own.forward(&self.cpu, problem, x)?;
-                }
-                own.backward(&self.cpu, problem, x)
-            }
-            (Tensors::F16(x, _), Trained::Cpu16(own)) => {
-                if both {
-                    own.forward(&self.cpu, problem, x)?;
-                }
-                own.backward(&self.cpu, problem, x)
-            }
-            (Tensors::F32(x, _), Trained::F32(forward)) => {
-                oracle_step(&Reference::<f32>::new(), problem, x, forward, both)
-            }
-            (_, Trained::F64(forward, x)) => {
-                oracle_step(&Reference::<f64>::new(), problem, x, forward, both)
-            }
-            _ => Err(oracle_on_f16()),
-        }
-    }
-}
-
-fn oracle_on_f16() -> BadInput {
-    BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned())
-}
-
-fn oracle_step<T: Element, E: Engine<T>>(
-    engine: &E,
-    problem: &Problem,
-    inputs: &HostInputs<'_, T>,
-    forward: &Forward<T>,
-    both: bool,
-) -> Result<(), BadInput> {
-    let call = Call::default();
-    if both {
-        std::hint::black_box(engine.forward(problem, inputs, &call)?);
-    }
-    let saved = BackwardInputs::new(problem, forward, inputs.q.clone())?;
-    std::hint::black_box(engine.backward(problem, inputs, &saved, &call)?);
-    Ok(())
-}
-
 /// Tensors of a call, in host memory, and where the CPU engine puts its result: a program that calls
 /// it again and again has that memory already.
 pub enum Tensors {
@@ -322,7 +160,7 @@ fn tensors(shape: &BenchShape, chosen: &Chosen) -> Result<Tensors, BadInput> {
     })
 }
 
-fn result<T: Copy + Default>(dims: &[usize]) -> Result<Vec<T>, BadInput> {
+pub fn result<T: Copy + Default>(dims: &[usize]) -> Result<Vec<T>, BadInput> {
     let mut data = room(dims)?;
     data.resize(dims.iter().product(), T::default());
     Ok(data)

@@ -12,6 +12,7 @@ mod peer;
 mod row;
 mod shape;
 mod suite;
+mod training;
 
 pub use gpu::Resident;
 pub use measure::Tensors;
