@@ -4,18 +4,13 @@
 #import scores
 #import block
 #import softmax
+#import sums
 #ifdef DROPOUT
 #import dropout
 #endif
 #ifdef DEGENERATE
 #import average
 #endif
-
-// Unnormalised output: of each of this thread every 8th quad.
-const OUT = QUADS / GROUPS;
-// Quads of a chunk of them.
-const VALUES = CHUNK / GROUPS;
-var<private> out_quads: array<vec4<f32>, TQ * OUT>;
 
 @compute @workgroup_size(THREADS)
 fn forward(
@@ -24,11 +19,12 @@ fn forward(
 ) {
     let packed_row = params.first_row + group.y;
     let first_feature = group.z * QUADS * 4u;
-    let extent = begin_block(thread, packed_row, params.first_block + group.x);
+    let start = (params.first_block + group.x) * params.block_len;
+    let extent = begin_block(thread, packed_row, max(start, params.query_start), start, start + params.block_len);
     for (var i = 0u; i < TQ; i++) {
         push_zero_keys(i, block.start + row_group * TQ + i);
     }
-    out_quads = array<vec4<f32>, TQ * OUT>();
+    clear_sums();
 
     // Key tiles lie at multiples of their size: sums have one order, however queries are split.
     let keys_end = min(extent.last.end, params.key_end);
@@ -46,15 +42,15 @@ fn forward(
         }
         load_values(thread, first, first_feature + chunk * WIDTH);
         workgroupBarrier();
-        add_values(chunk);
+        add_columns(0u, chunk);
 #endrepeat
     }
 
     workgroupBarrier();
     put(column_group, total);
     workgroupBarrier();
-    var sums = row_total();
-    let empty = empty_rows(sums);
+    var totals = row_total();
+    let empty = empty_rows(totals);
 #ifdef DEGENERATE
     if empty != 0u {
         average_hidden(packed_row, empty, first_feature);
@@ -64,7 +60,7 @@ fn forward(
     for (var i = 0u; i < TQ; i++) {
         let query = block.start + row_group * TQ + i;
         if query < block.end {
-            let row = Row(query, sums[i], ((empty >> i) & 1u) == 1u);
+            let row = Row(query, totals[i], ((empty >> i) & 1u) == 1u);
             finish_row(packed_row, out_at, i, row, first_feature, group.z);
         }
     }
@@ -77,7 +73,7 @@ fn weigh(packed_row: u32, first: u32, new_tops: array<f32, TQ>) {
         if tops[i] > largest[i] {
             let factor = raise(i, tops[i]);
             for (var c = 0u; c < OUT; c++) {
-                out_quads[i * OUT + c] *= factor;
+                sums[i * SUMS + c] *= factor;
             }
         }
     }
@@ -102,8 +98,8 @@ fn drop_weights(packed_row: u32, first: u32) {
         var weights = s_tile[part.at];
         for (var i = 0u; i < PART; i++) {
             if weights[i] > 0.0 {
-                let query = part.query + i;
-                let kept = is_kept(packed_row, query, slot_of(query, first + part.key));
+                let query = part.row + i;
+                let kept = is_kept(packed_row, query, slot_of(query, first + part.column));
                 weights[i] = select(0.0, weights[i] * params.dropout_factor, kept);
             }
         }
@@ -111,27 +107,6 @@ fn drop_weights(packed_row: u32, first: u32) {
     }
 }
 #endif
-
-// Adds weights times a chunk of values.
-fn add_values(chunk: u32) {
-    for (var key = 0u; key < KT; key++) {
-        var values: array<vec4<f32>, CHUNK / GROUPS>;
-#repeat c VALUES
-        values[c] = kv_tile[key * CHUNK + c * GROUPS + column_group];
-#endrepeat
-        let first = part_at(key, row_group, 0u);
-        let to = chunk * VALUES;
-#repeat p PARTS
-        // The order of parts moves all parts of a thread together.
-        let weights = s_tile[first ^ p];
-#repeat i PART
-#repeat c VALUES
-        out_quads[(p * PART + i) * OUT + to + c] += weights[i] * values[c];
-#endrepeat
-#endrepeat
-#endrepeat
-    }
-}
 
 // A query's sum of weights, and whether none is one.
 struct Row {
@@ -146,7 +121,7 @@ fn finish_row(packed_row: u32, out_at: u32, i: u32, row: Row, first_feature: u32
     for (var c = 0u; c < OUT; c++) {
         let feature = first_feature + (c * GROUPS + column_group) * 4u;
         if feature < params.value_dim {
-            var x = out_quads[i * OUT + c];
+            var x = sums[i * SUMS + c];
             if !row.empty {
                 x /= row.sum;
             }

@@ -13,7 +13,8 @@ fn weights(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let packed_row = params.first_row + group.y;
-    let extent = begin_block(thread, packed_row, params.first_block + group.x);
+    let first_query = (params.first_block + group.x) * params.block_len;
+    let extent = begin_block(thread, packed_row, max(first_query, params.query_start), first_query, first_query + params.block_len);
     for (var i = 0u; i < TQ; i++) {
         push_zero_keys(i, block.start + row_group * TQ + i);
     }
@@ -21,17 +22,7 @@ fn weights(
     let keys_end = min(extent.last.end, params.key_end);
     for (var first = start; first < keys_end; first += KT) {
         score_tile(thread, extent, first, params.key_end);
-        put(column_group, top_logits());
-        workgroupBarrier();
-        var tops = row_largest();
-        for (var i = 0u; i < TQ; i++) {
-            if tops[i] > largest[i] {
-                raise(i, tops[i]);
-            }
-            for (var j = 0u; j < TK; j++) {
-                total[i] += weight_of(i, scores[i * TK + j]);
-            }
-        }
+        add_tile();
     }
     workgroupBarrier();
     put(column_group, total);

@@ -187,6 +187,12 @@ impl SharedRows {
         at
     }
 
+    /// The leading dimensions of the gradient.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn leading(&self) -> &[usize] {
+        &self.leading
+    }
+
     /// The shape of a gradient.
     fn shape(&self, len: usize, features: usize) -> Vec<usize> {
         [&self.leading[..], &[len, features]].concat()
@@ -220,5 +226,11 @@ impl Shapes {
             k_rows,
             v_rows,
         }
+    }
+
+    /// Those of the gradients there are, in their order.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn all(&self) -> impl Iterator<Item = &[usize]> {
+        [&self.dq, &self.dk, &self.dv].into_iter().chain(&self.bias).map(|shape| &shape[..])
     }
 }

@@ -1,8 +1,9 @@
 //! Trains a small character model whose only mixing layer is local attention, on two cores in about a minute:
-//! `cargo run --release --example char_model [STEPS] [CURVE.svg]`.
+//! `cargo run --release --example char_model [STEPS] [CURVE.svg] [cpu|gpu]`.
 //!
 //! The text is Genesis in the King James Version of 1611 (public domain).
 
+mod engine;
 mod layers;
 mod model;
 
@@ -20,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let steps: usize = args.next().map_or(Ok(1500), |x| x.parse())?;
     let path = args.next().unwrap_or_else(|| "target/char_model.svg".to_owned());
+    let engine = engine::Engine::named(&args.next().unwrap_or_else(|| "cpu".to_owned()))?;
 
     let mut alphabet: Vec<char> = TEXT.chars().collect();
     alphabet.sort_unstable();
@@ -33,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         alphabet.len()
     );
 
-    let mut model = Model::new(alphabet.len())?;
+    let mut model = Model::new(alphabet.len(), engine)?;
     let mut random = layers::Random::new(1);
     let (mut curve, mut checks) = (Vec::new(), Vec::new());
     for step in 0..steps {
@@ -46,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if std::io::stdout().is_terminal() {
             print!("\rstep {:>4} of {steps}, loss {loss:.3}", step + 1);
             std::io::stdout().flush()?;
-        } else if step % 50 == 0 {
+        } else if step < 50 || step % 50 == 0 {
             println!("step {step}, loss {loss:.6}");
         }
     }

@@ -2,13 +2,12 @@
 //! and added to what went in, and a projection to the next character. Gradients by hand, those of attention from this
 //! crate.
 
-use local_attention::cpu::Cpu;
 use local_attention::{
-    AttentionShape, BackwardInputs, Call, Engine, Forward, HostInputs, HostTensor, LocalAttention,
-    LocalAttentionConfig, Problem, RunError,
+    AttentionShape, Forward, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig, Problem,
 };
 use ndarray::{Array2, s};
 
+use super::engine::Engine;
 use super::layers::{Param, Random, cross_entropy, normalise, normalise_back, rows};
 
 /// Characters of a sequence; a query sees its window of 32 and the one before.
@@ -19,7 +18,7 @@ const HEAD_DIM: usize = 16;
 const WIDTH: usize = HEADS * HEAD_DIM;
 const LAYERS: usize = 2;
 
-type Result<T> = std::result::Result<T, RunError>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Sequences of characters, one after the other, and what comes after each.
 pub struct Batch {
@@ -70,7 +69,7 @@ struct Saved {
 }
 
 pub struct Model {
-    engine: Cpu,
+    engine: Engine,
     attention: LocalAttention,
     embedding: Param,
     layers: Vec<Layer>,
@@ -79,7 +78,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(letters: usize) -> std::result::Result<Self, local_attention::ConfigError> {
+    pub fn new(letters: usize, engine: Engine) -> Result<Self> {
         let config = LocalAttentionConfig::new(WINDOW).causal(true).dim(HEAD_DIM as i64);
         let random = &mut Random::new(7);
         let layers = (0..LAYERS).map(|_| Layer {
@@ -90,7 +89,7 @@ impl Model {
         });
         let layers = layers.collect();
         Ok(Self {
-            engine: Cpu::new(),
+            engine,
             attention: LocalAttention::new(config)?,
             embedding: Param::new(letters, WIDTH, random),
             layers,
@@ -135,7 +134,7 @@ impl Model {
         for layer in &self.layers {
             let normal = normalise(&x);
             let qkv = normal.0.dot(&layer.qkv.value);
-            let attention = self.engine.forward(&problem, &Self::inputs(&qkv), &Call::default())?;
+            let attention = self.engine.forward(&problem, &Self::inputs(&qkv))?;
             let mut mixed = Array2::zeros(x.dim());
             Self::gather(&attention.out, 0, &mut mixed);
             x += &mixed.dot(&layer.out.value);
@@ -174,9 +173,8 @@ impl Model {
             dx += &normalise_back(normal, sizes, layer.up.back(normal, &dhidden));
 
             let dmixed = layer.out.back(&saved.mixed, &dx);
-            let from = BackwardInputs::new(&problem, &saved.attention, Self::heads(&dmixed, 0))?;
-            let inputs = Self::inputs(&saved.qkv);
-            let gradients = self.engine.backward(&problem, &inputs, &from, &Call::default())?;
+            let (inputs, dout) = (Self::inputs(&saved.qkv), Self::heads(&dmixed, 0));
+            let gradients = self.engine.backward(&problem, &inputs, &saved.attention, dout)?;
             let mut dqkv = Array2::zeros(saved.qkv.dim());
             for (third, g) in [&gradients.dq, &gradients.dk, &gradients.dv].into_iter().enumerate()
             {

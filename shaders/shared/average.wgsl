@@ -1,18 +1,7 @@
 // The output of rows that see nothing with a weight: the mean over what they do not see.
 
 #import degenerate
-#ifdef DROPOUT
-#import dropout
-#endif
-
-// Whether a slot's weight is kept. What is kept is added up first and multiplied once.
-fn keeps(packed_row: u32, query: u32, slot: u32) -> bool {
-#ifdef DROPOUT
-    return is_kept(packed_row, query, slot);
-#else
-    return true;
-#endif
-}
+#import keeps
 
 // Slots outside the sequence that count.
 fn outside(packed_row: u32, query: u32, keys: Keys) -> u32 {
@@ -32,7 +21,7 @@ fn outside(packed_row: u32, query: u32, keys: Keys) -> u32 {
 #endif
 }
 
-// Makes the mean of what they do not see the output of some queries of this thread, in `out_quads`,
+// Makes the mean of what they do not see the output of some queries of this thread, in `sums`,
 // from a feature on. Slots outside the sequence have the value -1.
 fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
     let first_query = block.start + row_group * TQ;
@@ -53,9 +42,9 @@ fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
     }
     for (var c = 0u; c < OUT; c++) {
         let feature = first_feature + (c * GROUPS + column_group) * 4u;
-        var sums: array<vec4<f32>, TQ>;
+        var hidden_sums: array<vec4<f32>, TQ>;
         for (var i = 0u; i < TQ; i++) {
-            sums[i] = vec4<f32>(base[i]);
+            hidden_sums[i] = vec4<f32>(base[i]);
         }
         if feature < params.value_dim {
             // In parts, so that roundings do not grow with their number, and at multiples of their
@@ -77,16 +66,16 @@ fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
                     }
                 }
                 for (var i = 0u; i < TQ; i++) {
-                    sums[i] += part[i];
+                    hidden_sums[i] += part[i];
                 }
             }
         }
         for (var i = 0u; i < TQ; i++) {
             if ((rows >> i) & 1u) == 1u {
 #ifdef DROPOUT
-                sums[i] *= params.dropout_factor;
+                hidden_sums[i] *= params.dropout_factor;
 #endif
-                out_quads[i * OUT + c] = sums[i] / max(f32(hidden[i]), 1.0);
+                sums[i * SUMS + c] = hidden_sums[i] / max(f32(hidden[i]), 1.0);
             }
         }
     }

@@ -1,6 +1,7 @@
 // A workgroup's block of queries, and the scores of a tile of keys.
 
 #import scores
+#import load
 
 // The queries of a block, and what the first and the last of them see. A value beside the private
 // variables: what barriers depend on must be provably uniform.
@@ -10,18 +11,10 @@ struct Extent {
     last: Keys,
 }
 
-// Sets up the private variables of `tile` and loads the queries.
-fn begin_block(thread: u32, packed_row: u32, index: u32) -> Extent {
-    row_group = thread / GROUPS;
-    column_group = thread % GROUPS;
-    q_at = row_offset(params.q, packed_row);
-    k_at = row_offset(params.k, packed_row);
-    v_at = row_offset(params.v, packed_row);
-    mask_at = params.mask.offset + packed_row / max(params.mask_rows_share, 1u) * params.mask.leading.w;
-    bias_at = params.bias.offset + packed_row % max(params.bias_rows, 1u) * params.bias.leading.w;
-
-    let start = index * params.block_len;
-    let end = start + params.block_len;
+// Sets up the private variables of `tile` for the queries of a block that are computed, the first row at a
+// position of its own, and loads them.
+fn begin_block(thread: u32, packed_row: u32, first_row: u32, start: u32, end: u32) -> Extent {
+    begin_row(thread, packed_row);
     // Where the first query sees nothing, none does.
     let from_start = visible(start);
     origin = select(from_start.start, start, from_start.start == from_start.end);
@@ -29,13 +22,14 @@ fn begin_block(thread: u32, packed_row: u32, index: u32) -> Extent {
     centre = start + (min(end, params.seq_len) - start) / 2u;
     let queries = Keys(max(start, params.query_start), min(end, params.query_end));
     let extent = Extent(queries, visible(queries.start), visible(queries.end - 1u));
-    block = queries;
+    present = queries;
+    block = Keys(first_row, queries.end);
     hull = Keys(extent.first.start, extent.last.end);
     load_queries(thread);
     for (var i = 0u; i < TQ; i++) {
         let query = block.start + row_group * TQ + i;
         seen[i] = Keys(0u, 0u);
-        if query < block.end {
+        if within(present, query) {
             seen[i] = visible(query);
         }
     }
@@ -48,11 +42,11 @@ fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         // The tile is free: of the last products, or of the last values.
         workgroupBarrier();
-        load_keys(first, chunk);
+        load_keys(first, chunk, true);
         workgroupBarrier();
-        add_products(chunk);
+        add_products(0u, chunk, chunk_width(chunk));
     }
-    let inside = extent.last.start <= first && first + KT <= min(extent.first.end, params.key_len)
+    let inside = first < extent.first.end && extent.last.start <= first && first + KT <= min(extent.first.end, params.key_len)
         && extent.queries.end - extent.queries.start == QT;
     finish_scores(first, inside, end);
 }

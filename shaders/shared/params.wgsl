@@ -61,6 +61,29 @@ struct Params {
     bias: View,
     // As q: [row, query].
     lse: View,
+    // Gradients: that by the output, as `out`. Of the backward kernels `out` is the first result, and `lse`
+    // the second, but for `rows`, which reads both.
+    dout: View,
+    // What is known of queries: vec4s of `tables`, from one on, so many a packed row.
+    stats: u32,
+    stats_len: u32,
+    // Leading dimensions, a bit each, along which gradients of keys are shared, and which of those that share one.
+    shared_dims: u32,
+    member: u32,
+    // The gradient by the bias: parts of so many windows, so many a packed row; where the windows, the queries of
+    // windows and the slots begin that there are; the sizes of a part, and how many there are.
+    first_window: u32,
+    end_window: u32,
+    part_windows: u32,
+    row_parts: u32,
+    first_query: u32,
+    first_slot: u32,
+    part_queries: u32,
+    part_slots: u32,
+    parts: u32,
+    bias_width: u32,
+    first_tile: u32,
+    unused: u32,
     angles: Table,
     angles_fine: Table,
     xpos: Table,

@@ -73,3 +73,13 @@ fn rotate(pair: Pair, position: i32, lag: i32, quad: u32) -> Pair {
         (pair.high * t.cosine + pair.low * t.sine) * f,
     );
 }
+
+// The gradient of what was rotated, from that of what came of it.
+fn rotate_back(pair: Pair, position: i32, lag: i32, quad: u32) -> Pair {
+    let t = turn(position, quad);
+    let f = decay(lag, quad);
+    return Pair(
+        (pair.low * t.cosine + pair.high * t.sine) * f,
+        (pair.high * t.cosine - pair.low * t.sine) * f,
+    );
+}

@@ -11,21 +11,21 @@ const BIAS_FLOOR = -1e30;
 
 var<private> scores: array<f32, TQ * TK>;
 
-// Adds the products of one chunk of features.
-fn add_products(chunk: u32) {
-    let width = chunk_width(chunk);
+// Adds the products of one chunk of features, `width` quads; the rows' tensor lies `at` quads into their
+// tile.
+fn add_products(at: u32, chunk: u32, width: u32) {
     for (var c = 0u; c < width; c++) {
         // All rows of a thread have their quads in one order: one address and steps from it.
-        let k_first = k_quad(column_group, c);
-        let q_first = q_quad(row_group * TQ, chunk * CHUNK + c);
-        var k: array<vec4<f32>, TK>;
+        let column_first = column_quad(column_group, c);
+        let row_first = at + row_quad(row_group * TQ, chunk * CHUNK + c);
+        var columns: array<vec4<f32>, TK>;
 #repeat j TK
-        k[j] = kv_tile[k_first + j * GROUPS * CHUNK];
+        columns[j] = column_tile[column_first + j * GROUPS * CHUNK];
 #endrepeat
 #repeat i TQ
-        let q = q_tile[q_first + i * QUADS];
+        let row = row_tile[row_first + i * QUADS];
 #repeat j TK
-        scores[i * TK + j] += dot(q, k[j]);
+        scores[i * TK + j] += dot(row, columns[j]);
 #endrepeat
 #endrepeat
     }
@@ -55,12 +55,15 @@ fn bias_of(query: u32, key: u32) -> f32 {
 fn load_biases(first: u32) {
     for (var n = 0u; n < TK * PARTS; n++) {
         let part = own_part(n);
-        let key = first + part.key;
+        let column = first + part.column;
         var biases: Part;
         for (var i = 0u; i < PART; i++) {
-            let query = part.query + i;
+            let row = part.row + i;
+            let query = query_of(row, column);
+            let key = key_of(row, column);
             biases[i] = HIDDEN;
-            if query < block.end && slot_of(query, key) < params.slots {
+            // Queries of other parts have biases that are not bound.
+            if row < block.end && within(present, query) && slot_of(query, key) < params.slots {
                 biases[i] = bias_of(query, key);
             }
         }
@@ -68,7 +71,15 @@ fn load_biases(first: u32) {
     }
 }
 
-// One over the norm of a key, from the sums of squares that its loaders left.
+#ifdef KEY_ROWS
+// One over the norm of each key of this thread, and whether it can be seen.
+var<private> inverse_norms: array<f32, TQ>;
+var<private> open_rows: array<bool, TQ>;
+#else
+// One over the norm of each key of this thread.
+var<private> inverse_norms: array<f32, TK>;
+
+// From the sums of squares that its loaders left.
 fn inverse_norm(slot: u32) -> f32 {
     var squares = 0.0;
     for (var i = 0u; i < GROUPS; i++) {
@@ -76,19 +87,26 @@ fn inverse_norm(slot: u32) -> f32 {
     }
     return 1.0 / max(sqrt(squares), 1e-12);
 }
+#endif
 
-// Turns the scores of the keys from `first` on into logits; those from `end` on are hidden. `inside`:
+// Turns the scores of the columns from `first` on into logits; keys from `end` on are hidden. `inside`:
 // every query sees every key.
 fn finish_scores(first: u32, inside: bool, end: u32) {
     if on(SHARED_QK) {
+#ifndef KEY_ROWS
         for (var j = 0u; j < TK; j++) {
-            let factor = inverse_norm(column_group + j * GROUPS);
+            inverse_norms[j] = inverse_norm(column_group + j * GROUPS);
+        }
+#endif
+        for (var j = 0u; j < TK; j++) {
             for (var i = 0u; i < TQ; i++) {
-                scores[i * TK + j] *= factor;
+                scores[i * TK + j] *= inverse_norms[key_of(i, j)];
             }
         }
+#ifndef KEY_ROWS
         // The sums make room for logits.
         workgroupBarrier();
+#endif
     }
     if inside && !on(SHARED_QK | BIAS | MASK) {
         return;
@@ -98,8 +116,10 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
     }
     for (var j = 0u; j < TK; j++) {
         let slot = column_group + j * GROUPS;
-        let key = first + slot;
-        let open = key < end && lets(mask_at, key);
+        let column = first + slot;
+#ifndef KEY_ROWS
+        let open = column < end && lets(mask_at, column);
+#endif
         for (var p = 0u; p < PARTS; p++) {
             var biases = Part(0.0);
             if on(BIAS) {
@@ -107,12 +127,16 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
             }
             for (var n = 0u; n < PART; n++) {
                 let i = p * PART + n;
+                let row = block.start + row_group * TQ + i;
                 // Not `!=`, which in SPIR-V is false of a NaN.
                 var logit = select(scores[i * TK + j] + biases[n], HIDDEN, biases[n] == HIDDEN);
-                if on(SHARED_QK) && key == block.start + row_group * TQ + i {
+                if on(SHARED_QK) && column == row {
                     logit = SELF_LOGIT;
                 }
-                let sees = open && within(seen[i], key);
+#ifdef KEY_ROWS
+                let open = row < end && open_rows[i];
+#endif
+                let sees = open && within(seen[query_of(i, j)], key_of(row, column));
                 scores[i * TK + j] = select(HIDDEN, logit, sees);
             }
         }
@@ -128,6 +152,21 @@ fn top_logits() -> array<f32, TQ> {
         }
     }
     return top;
+}
+
+// Adds the weights of a tile to the rows' sums.
+fn add_tile() {
+    put(column_group, top_logits());
+    workgroupBarrier();
+    var tops = row_largest();
+    for (var i = 0u; i < TQ; i++) {
+        if tops[i] > largest[i] {
+            raise(i, tops[i]);
+        }
+        for (var j = 0u; j < TK; j++) {
+            total[i] += weight_of(i, scores[i * TK + j]);
+        }
+    }
 }
 
 // Begins a query's softmax with the zeros of autopad that it sees, where they are alike: counted, not

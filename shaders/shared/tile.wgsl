@@ -1,7 +1,10 @@
 // The tile of a workgroup: what lies where, and loading it.
 //
-// Thread = 8 * row group + column group. A row group has TQ neighbouring queries; a column group has
-// every 8th key of a tile, and every 8th vec4 of the values.
+// The rows of a tile are a block of queries and its columns keys. Where gradients of keys are computed
+// (KEY_ROWS) the rows are a block of keys and the columns queries.
+//
+// Thread = 8 * row group + column group. A row group has TQ neighbouring rows; a column group has
+// every 8th column, and every 8th vec4 of a sum over columns.
 //
 // Features are worked on a chunk of vec4s at a time. With rotary embeddings a chunk holds features of
 // the lower half, half as many as it has room for, and then those they are rotated with.
@@ -16,18 +19,20 @@ const PARTS = TQ / PART;
 const ROW = PARTS * ROW_GROUPS;
 // Features of a chunk.
 const WIDTH = CHUNK * 4u;
-// Quads of a row lie in an order of their own, so that threads of different rows do not meet in one
-// bank of memory.
-var<workgroup> q_tile: array<vec4<f32>, QT * QUADS>;
-// Keys, then values.
-var<workgroup> kv_tile: array<vec4<f32>, KT * CHUNK>;
-// Of each key the numbers of all queries. Whole vectors belong to one thread: some compilers write
+// What the rows hold, all chunks. Quads of a row lie in an order of their own, so that threads of
+// different rows do not meet in one bank of memory.
+var<workgroup> row_tile: array<vec4<f32>, ROW_TILES * QT * QUADS>;
+// Where the second tensor of the rows begins.
+const SECOND = QT * QUADS;
+// What the columns hold, a chunk of one tensor.
+var<workgroup> column_tile: array<vec4<f32>, KT * CHUNK>;
+// Of each column the numbers of all rows. Whole vectors belong to one thread: some compilers write
 // all of one where a component is assigned.
 var<workgroup> s_tile: array<Part, KT * max(ROW, GROUPS)>;
 
 // Where a part of a row group's numbers lies.
-fn part_at(key: u32, group: u32, part: u32) -> u32 {
-    return key * ROW + ((group * PARTS + part) ^ (key * PARTS % ROW));
+fn part_at(column: u32, group: u32, part: u32) -> u32 {
+    return column * ROW + ((group * PARTS + part) ^ (column * PARTS % ROW));
 }
 
 var<private> row_group: u32;
@@ -38,28 +43,62 @@ var<private> k_at: u32;
 var<private> v_at: u32;
 var<private> mask_at: u32;
 var<private> bias_at: u32;
-// The block of queries, the key that rotary positions are counted from, the query xpos decays about.
+// The rows' positions, the key that rotary positions are counted from, the query xpos decays about.
 var<private> block: Keys;
+// The queries that are computed: of the rows, or of all columns.
+var<private> present: Keys;
 // The keys that some of them sees, real or not.
 var<private> hull: Keys;
 var<private> origin: u32;
 var<private> centre: u32;
-// What each query of this thread sees.
+// What each query of this thread sees: those of the rows, or those of the columns.
+#ifdef KEY_ROWS
+var<private> seen: array<Keys, TK>;
+#else
 var<private> seen: array<Keys, TQ>;
+#endif
 
-// Numbers of neighbouring queries of this thread for one of its keys: the key in the tile, the first query,
-// and where they lie.
+// Sets up what follows from the thread and the packed row.
+fn begin_row(thread: u32, packed_row: u32) {
+    row_group = thread / GROUPS;
+    column_group = thread % GROUPS;
+    q_at = row_offset(params.q, packed_row);
+    k_at = row_offset(params.k, packed_row);
+    v_at = row_offset(params.v, packed_row);
+    mask_at = params.mask.offset + packed_row / max(params.mask_rows_share, 1u) * params.mask.leading.w;
+    bias_at = params.bias.offset + packed_row % max(params.bias_rows, 1u) * params.bias.leading.w;
+}
+
+// Numbers of neighbouring rows of this thread for one of its columns: the column in the tile, the position of the
+// first row, and where they lie.
 struct OwnPart {
-    key: u32,
-    query: u32,
+    column: u32,
+    row: u32,
     at: u32,
 }
 
 // The n-th of this thread's parts.
 fn own_part(n: u32) -> OwnPart {
-    let key = column_group + n / PARTS * GROUPS;
-    let query = block.start + row_group * TQ + n % PARTS * PART;
-    return OwnPart(key, query, part_at(key, row_group, n % PARTS));
+    let column = column_group + n / PARTS * GROUPS;
+    let row = block.start + row_group * TQ + n % PARTS * PART;
+    return OwnPart(column, row, part_at(column, row_group, n % PARTS));
+}
+
+// Of the positions of a row and a column, the query's and the key's.
+fn query_of(row: u32, column: u32) -> u32 {
+#ifdef KEY_ROWS
+    return column;
+#else
+    return row;
+#endif
+}
+
+fn key_of(row: u32, column: u32) -> u32 {
+#ifdef KEY_ROWS
+    return row;
+#else
+    return column;
+#endif
 }
 
 // Features from one on, at most four of those below an end.
@@ -87,46 +126,84 @@ fn chunks() -> u32 {
     return (params.head_dim + WIDTH - 1u) / WIDTH;
 }
 
-fn q_quad(row: u32, quad: u32) -> u32 {
+fn row_quad(row: u32, quad: u32) -> u32 {
     return row * QUADS + (quad ^ (row / TQ % 8u));
 }
 
-fn k_quad(slot: u32, quad: u32) -> u32 {
-    return slot * CHUNK + (quad ^ (slot % 8u));
+fn column_quad(column: u32, quad: u32) -> u32 {
+    return column * CHUNK + (quad ^ (column % 8u));
 }
 
-// All queries of the block: scaled, rotated; 0 past its end.
-fn load_queries(thread: u32) {
-    for (var i = thread; i < QT * QUADS; i += THREADS) {
-        let row = i / QUADS;
-        let chunk = i % QUADS / CHUNK;
-        let quad = i % CHUNK;
-        let query = block.start + row;
-        let there = query < block.end && chunk < chunks();
-        let at = q_at + query * params.q.position;
-        let to = chunk * CHUNK + quad;
-        if !on(ROTARY) {
-            let feature = to * 4u;
-            var x = vec4<f32>(0.0);
-            if there && feature < params.head_dim {
-                x = load_q(at + feature * params.q.feature, left(feature, params.head_dim)) * params.scale;
-            }
-            q_tile[q_quad(row, to)] = x;
-        } else if quad < chunk_pairs(chunk) {
-            let half = params.head_dim / 2u;
-            let feature = chunk * (WIDTH / 2u) + quad * 4u;
-            var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
-            if there {
-                let valid = left(feature, half);
-                pair.low = load_q(at + feature * params.q.feature, valid) * params.scale;
-                pair.high = load_q(at + (half + feature) * params.q.feature, valid) * params.scale;
-                let position = bitcast<i32>(query - origin + rotary_shift());
-                pair = rotate(pair, position, bitcast<i32>(query - centre), feature / 4u);
-            }
-            q_tile[q_quad(row, to)] = pair.low;
-            q_tile[q_quad(row, to + chunk_pairs(chunk))] = pair.high;
-        }
+// Features that lie at a quad of a chunk; with rotary embeddings a pair, by its low features.
+fn feature_of(chunk: u32, quad: u32) -> u32 {
+    return select(chunk * WIDTH, chunk * (WIDTH / 2u), on(ROTARY)) + quad * 4u;
+}
+
+// Quads of a chunk, each with the one it is rotated with.
+fn chunk_steps(chunk: u32) -> u32 {
+    if on(ROTARY) {
+        return chunk_pairs(chunk);
     }
+    return chunk_quads(chunk);
+}
+
+// What a query has at a quad of a chunk: scaled, rotated; 0 where it is not `there`.
+fn query_quads(query: u32, there: bool, chunk: u32, quad: u32) -> Pair {
+    var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
+    if !there {
+        return pair;
+    }
+    let at = q_at + query * params.q.position;
+    let feature = feature_of(chunk, quad);
+    if !on(ROTARY) {
+        pair.low = load_q(at + feature * params.q.feature, left(feature, params.head_dim)) * params.scale;
+        return pair;
+    }
+    let half = params.head_dim / 2u;
+    let valid = left(feature, half);
+    pair.low = load_q(at + feature * params.q.feature, valid) * params.scale;
+    pair.high = load_q(at + (half + feature) * params.q.feature, valid) * params.scale;
+    return rotate(pair, query_turn(query), query_lag(query), feature / 4u);
+}
+
+// How far a query is rotated, and how far it is from the one that xpos decays about.
+fn query_turn(query: u32) -> i32 {
+    return bitcast<i32>(query - origin + rotary_shift());
+}
+
+fn query_lag(query: u32) -> i32 {
+    return bitcast<i32>(query - centre);
+}
+
+// The same of a key.
+fn key_turn(key: u32) -> i32 {
+    return bitcast<i32>(key - origin);
+}
+
+fn key_lag(key: u32) -> i32 {
+    return bitcast<i32>(centre + rotary_shift() - key);
+}
+
+// What a key has at a quad of a chunk, as it is.
+fn raw_key_quads(key: u32, chunk: u32, quad: u32) -> Pair {
+    let at = k_at + key * params.k.position;
+    let feature = feature_of(chunk, quad);
+    if !on(ROTARY) {
+        return Pair(load_k(at + feature * params.k.feature, left(feature, params.head_dim)), vec4<f32>(0.0));
+    }
+    let half = params.head_dim / 2u;
+    let valid = left(feature, half);
+    return Pair(
+        load_k(at + feature * params.k.feature, valid),
+        load_k(at + (half + feature) * params.k.feature, valid),
+    );
+}
+
+fn rotated_key(raw: Pair, key: u32, chunk: u32, quad: u32) -> Pair {
+    if !on(ROTARY) {
+        return raw;
+    }
+    return rotate(raw, key_turn(key), key_lag(key), feature_of(chunk, quad) / 4u);
 }
 
 // Whether a position holds a key that some query sees: what no query sees may be anything.
@@ -134,60 +211,18 @@ fn worth_loading(key: u32) -> bool {
     return key >= hull.start && key < min(hull.end, params.key_len) && lets(mask_at, key);
 }
 
-// A chunk of the keys from `first` on: rotated; 0 where there is none or a mask hides it. Of whole
-// keys, sums of squares.
-fn load_keys(first: u32, chunk: u32) {
-    for (var slot = row_group; slot < KT; slot += ROW_GROUPS) {
-        let key = first + slot;
-        let there = worth_loading(key);
-        let at = k_at + key * params.k.position;
-        var squares = 0.0;
-        if !on(ROTARY) {
-            for (var quad = column_group; quad < chunk_quads(chunk); quad += GROUPS) {
-                let feature = chunk * WIDTH + quad * 4u;
-                var x = vec4<f32>(0.0);
-                if there {
-                    x = load_k(at + feature * params.k.feature, left(feature, params.head_dim));
-                }
-                squares += dot(x, x);
-                kv_tile[k_quad(slot, quad)] = x;
-            }
-        } else {
-            let half = params.head_dim / 2u;
-            for (var quad = column_group; quad < chunk_pairs(chunk); quad += GROUPS) {
-                let feature = chunk * (WIDTH / 2u) + quad * 4u;
-                var pair = Pair(vec4<f32>(0.0), vec4<f32>(0.0));
-                if there {
-                    let valid = left(feature, half);
-                    pair.low = load_k(at + feature * params.k.feature, valid);
-                    pair.high = load_k(at + (half + feature) * params.k.feature, valid);
-                    squares += dot(pair.low, pair.low) + dot(pair.high, pair.high);
-                    let lag = bitcast<i32>(centre + rotary_shift() - key);
-                    pair = rotate(pair, bitcast<i32>(key - origin), lag, feature / 4u);
-                }
-                kv_tile[k_quad(slot, quad)] = pair.low;
-                kv_tile[k_quad(slot, chunk_pairs(chunk) + quad)] = pair.high;
-            }
-        }
-        if on(SHARED_QK) {
-            let index = slot * GROUPS + column_group;
-            if chunk > 0u {
-                squares += s_tile[index][0];
-            }
-            s_tile[index] = Part(squares);
-        }
+// Puts what a row has at a quad of a chunk into the tile.
+fn put_row(row: u32, chunk: u32, quad: u32, pair: Pair) {
+    let to = chunk * CHUNK + quad;
+    row_tile[row_quad(row, to)] = pair.low;
+    if on(ROTARY) {
+        row_tile[row_quad(row, to + chunk_pairs(chunk))] = pair.high;
     }
 }
 
-// A chunk of features of the values of the keys from `first` on, from a feature on; 0 as for keys.
-fn load_values(thread: u32, first: u32, first_feature: u32) {
-    for (var i = thread; i < KT * CHUNK; i += THREADS) {
-        let key = first + i / CHUNK;
-        let feature = first_feature + i % CHUNK * 4u;
-        var x = vec4<f32>(0.0);
-        if feature < params.value_dim && worth_loading(key) {
-            x = load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
-        }
-        kv_tile[i] = x;
+fn put_column(column: u32, chunk: u32, quad: u32, pair: Pair) {
+    column_tile[column_quad(column, quad)] = pair.low;
+    if on(ROTARY) {
+        column_tile[column_quad(column, chunk_pairs(chunk) + quad)] = pair.high;
     }
 }

@@ -1,23 +1,25 @@
 //! A plan bound to tensors: ready to be recorded, any number of times.
 
-use super::bindings::{self, Slot};
+use super::bindings::{self, Bindings, Slot};
 use super::chunk::Chunk;
+use super::device::Gpu;
 use super::error::BindError;
 use super::layout::{LaidTensors, check_fit};
 use super::loops;
 use super::params::{self, Params};
 use super::plan::{Pipelines, Plan};
 use super::scope::checked;
+use super::shader::PipelineKey;
 use super::tensor::ForwardTensors;
 use super::uniforms;
 use super::workspace::{self, Workspace};
-use crate::{Call, Dropout};
+use crate::{Call, Dropout, Problem};
 
 /// A plan bound to a caller's tensors; [`Plan`] has an example.
 #[derive(Debug)]
 pub struct Bound {
-    plan: Plan,
-    pipelines: Pipelines,
+    gpu: Gpu,
+    problem: Problem,
     workspace: u64,
     parts: Vec<Part>,
 }
@@ -25,6 +27,8 @@ pub struct Bound {
 /// One dispatch.
 #[derive(Debug)]
 struct Part {
+    key: PipelineKey,
+    pipelines: Pipelines,
     /// With uniforms of its own, written once.
     group: wgpu::BindGroup,
     offset: u32,
@@ -32,6 +36,16 @@ struct Part {
     dropping: Option<wgpu::BindGroup>,
     params: Params,
     workgroups: [u32; 3],
+}
+
+/// What a dispatch is made of.
+pub(super) struct Dispatch<'a> {
+    pub(super) key: PipelineKey,
+    pub(super) pipelines: Pipelines,
+    pub(super) params: Params,
+    /// By number; nothing where none is given.
+    pub(super) bindings: Vec<(u32, wgpu::BufferBinding<'a>)>,
+    pub(super) workgroups: [u32; 3],
 }
 
 impl Plan {
@@ -87,39 +101,16 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
         let pipelines = self.pipelines(laid.arena()).await?;
-        let stride = workspace::stride(&self.gpu);
-        let (device, queue) = self.gpu.both();
-        let parts: Vec<Part> = checked((device, queue), "binding tensors", || {
-            let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("local-attention uniforms"),
-                size: stride.saturating_mul(chunks.len().max(1) as u64),
-                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
-            let part = |(i, chunk)| {
-                let offset = i as u64 * stride;
-                let part = self.part(laid, chunk, &uniforms, offset as u32, workspace);
-                queue.write_buffer(&uniforms, offset, bytemuck::bytes_of(&part.params));
-                part
-            };
-            chunks.iter().enumerate().map(part).collect()
-        })
-        .await?;
-        // How many keys are visited is known now that the bias is.
-        if let Some(part) = parts.first() {
-            loops::check(&self.gpu, &self.problem, &self.key(), &part.params, false)?;
-        }
-        Ok(Bound { plan: self.clone(), pipelines, workspace: workspace.id(), parts })
+        let dispatches = chunks.iter().map(|chunk| self.dispatch(laid, chunk, pipelines.clone()));
+        Bound::new(self, dispatches.collect(), workspace).await
     }
 
-    fn part(
+    fn dispatch<'a>(
         &self,
-        laid: &LaidTensors<'_>,
+        laid: &LaidTensors<'a>,
         chunk: &Chunk,
-        uniforms: &wgpu::Buffer,
-        offset: u32,
-        workspace: &Workspace,
-    ) -> Part {
+        pipelines: Pipelines,
+    ) -> Dispatch<'a> {
         let mut params = self.params(chunk);
         params.leading = laid.dims;
         if laid.mask_words {
@@ -129,42 +120,85 @@ impl Plan {
             params.flags &= !params::BIAS_VARIES;
             params.key_end = uniforms::key_end(&self.problem, false);
         }
-        let whole = |buffer| wgpu::BufferBinding { buffer, offset: 0, size: None };
-        // What is written is never what is read elsewhere.
-        let [read, written] = &self.nothing;
-        let mut all = Slot::ALL.map(|slot| match slot {
-            Slot::Params => workspace::uniforms(uniforms),
-            Slot::Tables => whole(&self.tables),
-            Slot::Out | Slot::Lse => whole(written),
-            _ => whole(read),
-        });
+        let places: Vec<_> = bindings::places(self.key().kernel).collect();
+        let mut all = Vec::new();
         for binding in laid.bindings(self, chunk) {
             for &slot in &binding.tensors {
                 if let Some(field) = slot.view(&mut params) {
                     *field = laid.view(slot, &binding);
                 }
             }
-            all[binding.home as usize] = wgpu::BufferBinding {
-                buffer: binding.buffer,
-                offset: binding.bytes.start,
-                size: std::num::NonZeroU64::new(binding.bytes.end - binding.bytes.start),
-            };
+            let place = places.iter().find(|place| place.slot == binding.home);
+            all.extend(place.map(|place| (place.number, binding.of_buffer())));
         }
-        let group = |all| bindings::group(self.gpu.device(), self.gpu.group_layout(), all);
-        let own = group(all.clone());
-        all[Slot::Params as usize] = workspace.binding();
-        let dropping = (self.problem.dropout > 0.0).then(|| group(all));
-        Part { group: own, offset, dropping, params, workgroups: self.workgroups(chunk) }
+        let key = self.key();
+        Dispatch { key, pipelines, params, bindings: all, workgroups: self.workgroups(chunk) }
     }
 }
 
 impl Bound {
+    /// Dispatches in their order, on the device of a plan, with its tables where no others are given.
+    pub(super) async fn new(
+        plan: &Plan,
+        dispatches: Vec<Dispatch<'_>>,
+        workspace: &Workspace,
+    ) -> Result<Self, BindError> {
+        let (gpu, problem) = (&plan.gpu, &plan.problem);
+        let stride = workspace::stride(gpu);
+        let (device, queue) = gpu.both();
+        for dispatch in &dispatches {
+            // How many keys are visited is known now that the bias is.
+            loops::check(gpu, problem, &dispatch.key, &dispatch.params, false)?;
+        }
+        let parts: Vec<Part> = checked((device, queue), "binding tensors", || {
+            let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("local-attention uniforms"),
+                size: stride.saturating_mul(dispatches.len().max(1) as u64),
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let part = |(i, dispatch): (usize, Dispatch<'_>)| {
+                let offset = i as u64 * stride;
+                let Dispatch { key, pipelines, params, bindings, workgroups } = dispatch;
+                queue.write_buffer(&uniforms, offset, bytemuck::bytes_of(&params));
+                let mut all = Bindings::new(workspace::uniforms(&uniforms), &plan.nothing);
+                let mut places = bindings::places(key.kernel);
+                if let Some(place) = places.find(|p| p.slot == Slot::Tables) {
+                    all.set(place.number, bindings::whole(&plan.tables));
+                }
+                bindings.into_iter().for_each(|(number, binding)| all.set(number, binding));
+                let group = |all: Bindings<'_>| all.group(device, gpu.group_layout());
+                let own = group(all.clone());
+                all.set(0, workspace.binding());
+                let dropping = pipelines.drop().then(|| group(all));
+                let offset = offset as u32;
+                Part { key, pipelines, group: own, offset, dropping, params, workgroups }
+            };
+            dispatches.into_iter().enumerate().map(part).collect()
+        })
+        .await?;
+        let (gpu, problem) = (gpu.clone(), problem.clone());
+        Ok(Self { gpu, problem, workspace: workspace.id(), parts })
+    }
+
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), BindError> {
         if workspace.id() == self.workspace { Ok(()) } else { Err(BindError::Workspace) }
     }
 
-    fn drops(&self, call: &Call) -> bool {
-        self.plan.problem.dropout > 0.0 && call.dropout.is_some()
+    /// An error where dropout takes more turns of a part's loops than the adapter has.
+    fn check_loops(&self, part: &Part, call: &Call) -> Result<(), BindError> {
+        if part.dropping.is_some() && call.dropout.is_some() {
+            loops::check(&self.gpu, &self.problem, &part.key, &part.params, true)?;
+        }
+        Ok(())
+    }
+
+    /// Slots of the workspace that recording a call takes: with dropout one for each dispatch that drops weights, else none.
+    pub fn workspace_slots(&self, call: &Call) -> usize {
+        match call.dropout {
+            None => 0,
+            Some(_) => self.parts.iter().filter(|part| part.dropping.is_some()).count(),
+        }
     }
 
     /// Dispatches of a call.
@@ -172,8 +206,8 @@ impl Bound {
         self.parts.len()
     }
 
-    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. A call with
-    /// dropout takes a slot of the workspace for each dispatch, and one without takes none.
+    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. A call takes
+    /// [`workspace_slots`](Self::workspace_slots) of the workspace.
     ///
     /// # Errors
     /// A workspace without room, or not the one bound with; dropout on windows so far beyond the sequence
@@ -185,9 +219,9 @@ impl Bound {
         call: &Call,
     ) -> Result<(), BindError> {
         self.check_workspace(workspace)?;
-        if self.drops(call) {
-            workspace.check_room(self.parts.len())?;
-        }
+        workspace.check_room(self.workspace_slots(call))?;
+        // Nothing is recorded unless all is.
+        self.parts.iter().try_for_each(|part| self.check_loops(part, call))?;
         (0..self.parts.len()).try_for_each(|i| self.encode_chunk(i, pass, workspace, call))
     }
 
@@ -204,24 +238,21 @@ impl Bound {
     ) -> Result<(), BindError> {
         let Some(part) = self.parts.get(chunk) else { return Ok(()) };
         self.check_workspace(workspace)?;
-        let gpu = &self.plan.gpu;
-        if self.drops(call) {
-            workspace.check_room(1)?;
-            loops::check(gpu, &self.plan.problem, &self.plan.key(), &part.params, true)?;
-        }
-        pass.set_pipeline(self.pipelines.of(call));
+        self.check_loops(part, call)?;
+        pass.set_pipeline(part.pipelines.of(call));
         match part.dropping.as_ref().zip(call.dropout) {
             None => pass.set_bind_group(0, &part.group, &[part.offset]),
             Some((group, dropout)) => {
+                workspace.check_room(1)?;
                 let mut params = part.params;
-                set_dropout(&mut params, self.plan.problem.dropout, dropout);
-                let offset = workspace.write(gpu.queue(), &params);
+                set_dropout(&mut params, self.problem.dropout, dropout);
+                let offset = workspace.write(self.gpu.queue(), &params);
                 pass.set_bind_group(0, group, &[offset]);
             }
         }
         let [x, y, z] = part.workgroups;
         pass.dispatch_workgroups(x, y, z);
-        gpu.count_dispatch();
+        self.gpu.count_dispatch();
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! What tensors of a call have to be.
 
+use super::backward::BackwardTensors;
 use super::error::BindError;
 use super::plan::Plan;
+use super::shader::Storage;
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 
 /// The tensors that a problem may have.
@@ -15,6 +17,21 @@ pub(super) struct Given<'t, 'a> {
 pub(super) fn check_tensors<'t, 'a>(
     plan: &Plan,
     tensors: &'t ForwardTensors<'a>,
+) -> Result<Given<'t, 'a>, BindError> {
+    let given = check_inputs(plan, tensors, plan.problem.shape.lse)?;
+    check_distinct("out", &tensors.out)?;
+    if let Some(lse) = given.lse {
+        check_distinct("lse", lse)?;
+    }
+    check_aliasing(tensors, &given)?;
+    Ok(given)
+}
+
+/// Checks the tensors of a forward pass each for itself; `lse`: whether there has to be one.
+pub(super) fn check_inputs<'t, 'a>(
+    plan: &Plan,
+    tensors: &'t ForwardTensors<'a>,
+    lse: bool,
 ) -> Result<Given<'t, 'a>, BindError> {
     let (problem, shape) = (&plan.problem, &plan.problem.shape);
     let storage = Dtype::from(plan.key().storage);
@@ -34,7 +51,7 @@ pub(super) fn check_tensors<'t, 'a>(
     let given = Given {
         mask: present("mask", &tensors.mask, shape.mask.is_some())?,
         bias: present("attn_bias", &tensors.attn_bias, shape.bias.is_some())?,
-        lse: present("lse", &tensors.lse, shape.lse)?,
+        lse: present("lse", &tensors.lse, lse)?,
     };
     if let (Some(mask), Some(m)) = (given.mask, shape.mask) {
         check("mask", mask, &[m.rows, m.len], &[Dtype::U8, Dtype::U32])?;
@@ -45,28 +62,92 @@ pub(super) fn check_tensors<'t, 'a>(
     if let Some(lse) = given.lse {
         check("lse", lse, &of(&shape.leading, &[queries]), &[Dtype::F32])?;
     }
-    check_distinct("out", &tensors.out)?;
-    if let Some(lse) = given.lse {
-        check_distinct("lse", lse)?;
-    }
-    check_aliasing(tensors, &given)?;
     Ok(given)
+}
+
+/// Checks what a backward pass has beside the tensors of the forward pass.
+pub(super) fn check_gradients(plan: &Plan, tensors: &BackwardTensors<'_>) -> Result<(), BindError> {
+    let (problem, shape) = (&plan.problem, &plan.problem.shape);
+    let key = plan.key();
+    let storage = Dtype::from(key.storage);
+    // Of k or v: 1 where all rows read the same.
+    let leading = |t: &TensorView<'_>| -> Vec<usize> {
+        let empty = t.shape.contains(&0);
+        let sizes = shape.kv_leading.iter().zip(&t.strides_elems);
+        sizes.map(|(&n, &stride)| if stride == 0 && !empty { 1 } else { n }).collect()
+    };
+    let of = |leading: &[usize], last: [usize; 2]| [leading, &last].concat();
+    let (d, dv) = (shape.head_dim, shape.value_dim);
+    let forward = &tensors.forward;
+    for (name, tensor, expected) in [
+        ("dout", &tensors.dout, problem.out_shape()),
+        ("dq", &tensors.dq, of(&shape.leading, [shape.query.len(), d])),
+        ("dk", &tensors.dk, of(&leading(&forward.k), [shape.key_len, d])),
+        ("dv", &tensors.dv, of(&leading(&forward.v), [shape.key_len, dv])),
+    ] {
+        check(name, tensor, &expected, &[storage])?;
+        if key.vec4 {
+            check_vec4(name, tensor, &expected)?;
+        }
+    }
+    if let (Some(bias), b) = (&tensors.dattn_bias, shape.bias) {
+        let Some(b) = b else {
+            return Err(BindError::Presence { tensor: "dattn_bias", given: true });
+        };
+        check("dattn_bias", bias, &[b.rows, b.queries, b.slots], &[storage])?;
+    }
+    let results: Vec<_> = tensors.results().collect();
+    for (i, &(output, written)) in results.iter().enumerate() {
+        check_distinct(output, written)?;
+        let vec4 = key.vec4 && output != "dattn_bias";
+        if key.storage == Storage::F16 && !vec4 && !plan.writes_f16() {
+            check_even(output, written)?;
+        }
+        let read = tensors.inputs().chain(results[..i].iter().copied());
+        for (input, other) in read {
+            if overlap(written, other) && !interleaved(written, other) {
+                return Err(BindError::Overlap { output, input });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A result whose elements lie apart: sorted, each stride reaches over what the smaller ones span.
 fn check_distinct(tensor: &'static str, t: &TensorView<'_>) -> Result<(), BindError> {
-    let mut axes: Vec<_> = t.shape.iter().zip(&t.strides_elems).filter(|(n, _)| **n != 1).collect();
+    let axes = t.shape.iter().copied().zip(t.strides_elems.iter().copied());
+    match too_near(axes.collect()).filter(|_| !t.shape.contains(&0)) {
+        None => Ok(()),
+        Some(stride) => {
+            let (what, allowed) = ("a stride of", "elements of a result must not overlap");
+            Err(BindError::Layout { tensor, what, got: stride.into(), allowed })
+        }
+    }
+}
+
+/// A stride, of axes with their sizes, that does not reach over what the smaller ones span.
+fn too_near(mut axes: Vec<(usize, i64)>) -> Option<i64> {
+    axes.retain(|(size, _)| *size != 1);
     axes.sort_by_key(|(_, stride)| stride.unsigned_abs());
     let mut span = 1_u128;
-    for (&size, &stride) in axes.into_iter().filter(|_| !t.shape.contains(&0)) {
+    for (size, stride) in axes {
         let step = u128::from(stride.unsigned_abs());
         if step < span {
-            let (what, allowed) = ("a stride of", "elements of a result must not overlap");
-            return Err(BindError::Layout { tensor, what, got: stride.into(), allowed });
+            return Some(stride);
         }
         span += (size as u128 - 1) * step;
     }
-    Ok(())
+    None
+}
+
+/// Whether tensors of one buffer are interleaved, as q, k and v of one projection are: the same strides, and no element in
+/// common. The step from one to the other is one more axis.
+fn interleaved(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
+    let first = |t: &TensorView<'_>| (t.offset_bytes / t.dtype.bytes()) as i64;
+    let sizes = a.shape.iter().zip(&b.shape).map(|(&a, &b)| a.max(b));
+    let mut axes: Vec<_> = sizes.zip(a.strides_elems.iter().copied()).collect();
+    axes.push((2, first(a).wrapping_sub(first(b))));
+    a.dtype == b.dtype && a.strides_elems == b.strides_elems && too_near(axes).is_none()
 }
 
 /// Results that share no byte with anything, and an `lse` that shares no buffer with an input but

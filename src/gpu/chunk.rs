@@ -48,9 +48,16 @@ impl Plan {
     pub(super) fn workgroups(&self, chunk: &Chunk) -> [u32; 3] {
         let block = self.base.block_len as usize;
         let blocks = chunk.queries.end.div_ceil(block) - chunk.queries.start / block;
-        let features = self.problem.shape.value_dim;
-        let values = self.key().value_blocks(features).max(1);
+        let values = match self.key().kernel {
+            Kernel::Forward | Kernel::Dkv => self.value_blocks(),
+            _ => 1,
+        };
         [blocks as u32, chunk.rows.len() as u32, values as u32]
+    }
+
+    /// Blocks of values.
+    pub(super) fn value_blocks(&self) -> usize {
+        self.key().value_blocks(self.problem.shape.value_dim).max(1)
     }
 
     /// Cuts the work into parts that `fits` accepts, by rows and then by queries. Parts begin at
@@ -108,25 +115,35 @@ impl Plan {
     /// Whether a part stays within a dispatch, and within the patience of a driver's watchdog.
     fn small_enough(&self, chunk: &Chunk) -> bool {
         let most = self.gpu.max_workgroups();
-        let shape = &self.problem.shape;
-        // Visited zeros of autopad too, and scores again for every block of values.
-        let within = |end: u32| self.problem.geometry.slots().min(end as usize) as f64;
-        let keys = match self.key().kernel {
-            Kernel::Forward => within(self.base.key_end),
-            // Twice, and then the zeros that were counted too.
-            Kernel::Weights => within(self.base.key_end) + within(self.base.padded_len),
-        };
-        let [_, _, values] = self.workgroups(chunk);
-        let products = chunk.rows.len() as f64 * chunk.queries.len() as f64 * keys;
-        let features = f64::from(values) * shape.head_dim as f64 + shape.value_dim as f64;
-        let flops = 2.0 * products * features;
+        let queries = chunk.rows.len() as f64 * chunk.queries.len() as f64;
         // Blocks of values are as many as they are, and checked when the plan is made.
         self.workgroups(chunk)[..2].iter().all(|&n| n <= most)
-            && flops <= self.gpu.options().max_chunk_flops
+            && queries * self.flops_of_row() <= self.gpu.options().max_chunk_flops
+    }
+
+    /// Floating-point operations for a query, or for a key whose gradient is computed.
+    pub(super) fn flops_of_row(&self) -> f64 {
+        let shape = &self.problem.shape;
+        let [d, dv] = [shape.head_dim, shape.value_dim].map(|features| features as f64);
+        // Visited zeros of autopad too.
+        let within = |end: u32| self.problem.geometry.slots().min(end as usize) as f64;
+        let visited = within(self.base.key_end);
+        // Scores again for every block of values.
+        let scores = self.value_blocks() as f64 * d;
+        2.0 * match self.key().kernel {
+            Kernel::Forward => visited * (scores + dv),
+            // Twice, and then the zeros that were counted too.
+            Kernel::Weights => (visited + within(self.base.padded_len)) * d,
+            Kernel::RowsAgain => visited * d,
+            Kernel::Dq => visited * (2.0 * d + dv),
+            Kernel::Dkv => within(self.base.seq_len) * (scores + d + 2.0 * dv),
+            Kernel::Bias => within(self.base.padded_len) * (d + dv),
+            Kernel::Rows | Kernel::Mask | Kernel::Fold | Kernel::Copy => dv,
+        }
     }
 
     /// The real keys that some of these queries read.
-    fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
+    pub(super) fn keys_of(&self, queries: &Range<usize>) -> Range<usize> {
         let geometry = &self.problem.geometry;
         let last = queries.end - 1;
         // What a row that turns out to see nothing may read, whether one is expected or not.

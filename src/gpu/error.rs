@@ -151,9 +151,9 @@ pub enum BindError {
         dims: usize,
     },
     /// A tensor that is missing, or one too many.
-    #[error("{tensor} is {}", if *.given { "given: the problem was made without one" } else { "missing: the problem was made with one" })]
+    #[error("{tensor} is {}", if *.given { "given: the problem was made without one" } else { "missing: this plan needs one" })]
     Presence {
-        /// `mask`, `attn_bias` or `lse`.
+        /// `mask`, `attn_bias`, `lse` or `dattn_bias`.
         tensor: &'static str,
         /// Whether it was given.
         given: bool,
@@ -201,7 +201,7 @@ pub enum BindError {
     /// A result in the memory of another tensor, from the first byte of each to its last.
     #[error("{output} overlaps {input}: results need memory of their own")]
     Overlap {
-        /// `out` or `lse`.
+        /// `out` or `lse`, or a gradient.
         output: &'static str,
         /// The other tensor.
         input: &'static str,

@@ -311,15 +311,37 @@ impl<'a> Piece<'a> {
 
 impl Gpu {
     /// What a mapped buffer holds.
-    async fn read_back(&self, buffer: &wgpu::Buffer, wait: Wait) -> Result<Vec<u8>, DeviceError> {
-        const DOING: &str = "reading results back";
-        let lost = |reason: String| DeviceError::Lost { doing: DOING, reason };
-        let (done, mapped) = futures_intrusive::channel::shared::channel(2);
-        let told = done.clone();
-        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
+    pub(super) async fn read_back(
+        &self,
+        buffer: &wgpu::Buffer,
+        wait: Wait,
+    ) -> Result<Vec<u8>, DeviceError> {
+        let lost = |reason: String| DeviceError::Lost { doing: "reading results back", reason };
+        self.told(wait, |tell| {
+            buffer.map_async(wgpu::MapMode::Read, .., |done| tell(done.map_err(|e| e.to_string())));
+        })
+        .await
+        .map_err(lost)?;
+        let data = buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec();
+        buffer.unmap();
+        Ok(data)
+    }
+
+    /// Waits for what was submitted.
+    pub(super) async fn finished(&self, wait: Wait) -> Result<(), DeviceError> {
+        let ask = |tell: Tell| self.queue().on_submitted_work_done(move || tell(Ok(())));
+        let lost = |reason| DeviceError::Lost { doing: "computing", reason };
+        self.told(wait, ask).await.map_err(lost)
+    }
+
+    /// Waits for what the device says when it is asked.
+    async fn told(&self, wait: Wait, ask: impl FnOnce(Tell)) -> Result<(), String> {
+        let (done, said) = futures_intrusive::channel::shared::channel(2);
+        let tell = done.clone();
+        ask(Box::new(move |result| {
             // Nobody waits any more: the call was cancelled.
-            let _ = told.try_send(result.map_err(|e| e.to_string()));
-        });
+            let _ = tell.try_send(result);
+        }));
         #[cfg(not(target_arch = "wasm32"))]
         {
             let device = self.device().clone();
@@ -346,16 +368,12 @@ impl Gpu {
             let Wait::Elsewhere = wait;
             drop(done);
         }
-        match mapped.receive().await {
-            Some(Ok(())) => {}
-            Some(Err(e)) => return Err(lost(e)),
-            None => return Err(lost("the device said nothing".to_owned())),
-        }
-        let data = buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec();
-        buffer.unmap();
-        Ok(data)
+        said.receive().await.unwrap_or_else(|| Err("the device said nothing".to_owned()))
     }
 }
+
+/// How a device answers.
+type Tell = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Queries and slots of a bias that a part reads and that have numbers of their own: a stride of 0
 /// repeats one.
@@ -378,7 +396,7 @@ pub(super) fn padded(features: usize) -> usize {
 }
 
 /// The bytes of some positions of some packed rows, features padded with zeros.
-fn gather<T: GpuElement>(
+pub(super) fn gather<T: GpuElement>(
     what: &'static str,
     tensor: &HostTensor<'_, T>,
     rows: Range<usize>,

@@ -21,7 +21,7 @@ pub(super) struct Laid<'a> {
     first: i64,
     leading: [i64; 4],
     position: i64,
-    feature: i64,
+    pub(super) feature: i64,
     element_bytes: u64,
 }
 
@@ -153,7 +153,7 @@ impl<'a> LaidTensors<'a> {
             Slot::Bias => self.bias.as_ref(),
             Slot::Mask => self.mask.as_ref(),
             Slot::Lse => self.lse.as_ref(),
-            Slot::Params | Slot::Tables => None,
+            _ => None,
         }
     }
 
@@ -218,12 +218,20 @@ pub(super) struct Binding<'a> {
     pub(super) tensors: Vec<Slot>,
 }
 
-impl Binding<'_> {
+impl<'a> Binding<'a> {
     /// What it is called in an error.
     pub(super) fn name(&self) -> &'static str {
         match self.tensors.len() {
             1 => self.home.tensor(),
             _ => "the range of out's buffer from its first tensor to its last",
+        }
+    }
+
+    pub(super) fn of_buffer(&self) -> wgpu::BufferBinding<'a> {
+        wgpu::BufferBinding {
+            buffer: self.buffer,
+            offset: self.bytes.start,
+            size: std::num::NonZeroU64::new(self.bytes.end - self.bytes.start),
         }
     }
 
@@ -247,7 +255,7 @@ pub(super) fn check_fit(
 
 impl<'a> Laid<'a> {
     /// A tensor whose buffer begins with a position of the sequence.
-    fn new(
+    pub(super) fn new(
         t: &TensorView<'a>,
         leading: [i64; 4],
         [position, feature]: [i64; 2],
@@ -261,7 +269,7 @@ impl<'a> Laid<'a> {
     }
 
     /// A tensor of one leading dimension: `[row, position(, feature)]`.
-    fn plain(t: &TensorView<'a>) -> Self {
+    pub(super) fn plain(t: &TensorView<'a>) -> Self {
         let stride = |i: usize| t.strides_elems.get(i).copied().unwrap_or(0);
         Self::new(t, [0, 0, 0, stride(0)], [stride(1), stride(2)], 0)
     }
@@ -275,7 +283,7 @@ impl<'a> Laid<'a> {
 
     /// The bytes of the buffer that these rows, positions and features take, from a multiple of
     /// the device's alignment on.
-    fn extent(
+    pub(super) fn extent(
         &self,
         dims: [u32; 4],
         rows: Range<usize>,
@@ -300,7 +308,7 @@ impl<'a> Laid<'a> {
 
     /// Where elements lie in a binding that begins with a byte of the buffer, modulo 2^32: what is
     /// folded in may lie before it.
-    fn view(&self, start: u64) -> View {
+    pub(super) fn view(&self, start: u64) -> View {
         let wrap = |x: i64| x as u32;
         View {
             offset: wrap(self.first.wrapping_sub((start / self.element_bytes) as i64)),
@@ -329,20 +337,23 @@ fn normalised<'a>(tensors: &ForwardTensors<'a>) -> ForwardTensors<'a> {
     let lse = all.lse.iter_mut().map(|t| (t, false));
     let optional = [&mut all.mask, &mut all.attn_bias].into_iter().flatten();
     let others = [&mut all.q, &mut all.k, &mut all.v, &mut all.out].into_iter().chain(optional);
-    for (t, features) in others.map(|t| (t, true)).chain(lse) {
-        let empty = t.shape.contains(&0);
-        let last = t.shape.len().saturating_sub(usize::from(features));
-        for (stride, &size) in t.strides_elems.iter_mut().zip(&t.shape).take(last) {
-            if size <= 1 || empty {
-                *stride = 0;
-            }
-        }
-    }
+    others.map(|t| (t, true)).chain(lse).for_each(|(t, features)| normalise(t, features));
     all
 }
 
+/// The same for one tensor; `features`: whether its last dimension holds those.
+pub(super) fn normalise(t: &mut TensorView<'_>, features: bool) {
+    let empty = t.shape.contains(&0);
+    let last = t.shape.len().saturating_sub(usize::from(features));
+    for (stride, &size) in t.strides_elems.iter_mut().zip(&t.shape).take(last) {
+        if size <= 1 || empty {
+            *stride = 0;
+        }
+    }
+}
+
 /// Leading dimensions of several tensors merged into at most four: `sizes` with the strides of each.
-fn merge_leading(
+pub(super) fn merge_leading(
     sizes: &[usize],
     strides: &[&[i64]],
 ) -> Result<([u32; 4], Vec<[i64; 4]>), BindError> {
@@ -372,7 +383,7 @@ fn merge_leading(
 }
 
 /// The strides of leading dimensions that have to be one.
-fn merge_to_one(
+pub(super) fn merge_to_one(
     tensor: &'static str,
     sizes: &[usize],
     strides: &[i64],

@@ -3,7 +3,7 @@
 
 use super::device::Gpu;
 use super::error::PlanError;
-use super::params::Params;
+use super::params::{self, Params};
 use super::shader::{Features, Kernel, PipelineKey};
 use crate::Problem;
 
@@ -43,12 +43,32 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
     let visited = span.min(u64::from(base.key_end));
     let tile = key.tile_turns(problem.shape.head_dim);
     let tiles = |keys: u64| keys.div_ceil(u64::from(key.keys())) + 1;
+    // Queries whose windows gather keys of a block.
+    let sharing =
+        |span: u64| span.saturating_add(geometry.window() as u64).min(u64::from(base.padded_len));
+    let blocks = key.value_blocks(problem.shape.value_dim).max(1) as u64;
+    // Tiles whose scores are computed, and how often values, or what is like them, are loaded and multiplied.
     let (scores, values) = match key.kernel {
         Kernel::Forward => (tiles(visited), tiles(visited)),
         // Once for the sums, and once for the weights.
         Kernel::Weights => (tiles(visited) + tiles(span), 0),
+        Kernel::RowsAgain => (tiles(visited), 0),
+        Kernel::Dq => (tiles(visited), tiles(visited) * (blocks + 1)),
+        Kernel::Dkv => {
+            // Queries that see keys of a block.
+            let queries = sharing(span).min(u64::from(base.seq_len));
+            (tiles(queries), tiles(queries) * (blocks + 2))
+        }
+        Kernel::Bias => (u64::from(base.part_windows), u64::from(base.part_windows) * blocks),
+        // A few, whatever the shape.
+        Kernel::Rows | Kernel::Mask | Kernel::Copy => return problem.shape.value_dim as u64,
+        Kernel::Fold => return fold_turns(base),
     };
     let mut turns = scores * tile.scores + values * tile.values;
+    if key.kernel.is_gradient() {
+        // Loads of rows, and a thread's own numbers.
+        turns += 100 + scores * (tile.own + tile.rows);
+    }
     if drops {
         turns += values * tile.own;
     }
@@ -62,6 +82,8 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
         turns += match key.kernel {
             Kernel::Forward => tile.outputs * (real + real / 64 * 2 + 2),
             Kernel::Weights => tile.queries * (slots / 8 + 1),
+            Kernel::Dkv => sharing(span) * tile.outputs * (tile.queries + 1),
+            _ => 0,
         };
         // Slots outside the sequence are visited for the bits of dropout alone: most by the first or the last
         // queries.
@@ -75,4 +97,11 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
     }
     // What compilers add.
     turns.saturating_add(turns / 7)
+}
+
+/// Turns for an element of the gradient by a bias.
+fn fold_turns(base: &Params) -> u64 {
+    let along = |flag: u32, parts: u32| if base.flags & flag == 0 { 1 } else { u64::from(parts) };
+    let queries = along(params::SUM_QUERIES, base.part_queries);
+    u64::from(base.parts) * queries * along(params::SUM_SLOTS, base.part_slots) + 1
 }

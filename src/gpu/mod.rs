@@ -4,8 +4,10 @@
 //! [`Gpu`] is a device with its compiled pipelines, [`Plan`] a problem made ready for it, [`Workspace`]
 //! memory that calls share, [`Bound`] a plan with its tensors. The first two are expensive and kept;
 //! [`Bound::encode`] is cheap: it records into the caller's pass, submits nothing and allocates
-//! nothing. [`Gpu::forward`] does all of it for tensors in host memory.
+//! nothing. [`BackwardPlan`] is the same for gradients. [`Gpu::forward`] and [`Gpu::backward`] do all of it for tensors in host
+//! memory.
 
+mod backward;
 mod bindings;
 mod bound;
 mod check;
@@ -25,6 +27,7 @@ mod uniforms;
 mod weights;
 mod workspace;
 
+pub use backward::{BackwardPlan, BackwardTensors};
 pub use bound::Bound;
 #[cfg(not(target_arch = "wasm32"))]
 pub use device::adapters_blocking;

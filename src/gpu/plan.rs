@@ -15,6 +15,9 @@ use crate::{Call, Problem};
 /// small windows more than larger tiles save (`Large` on llvmpipe: 0.9 times as fast with 64 slots, 1.13 with 128).
 const LARGE_TILE_SLOTS: usize = 96;
 
+/// Queries of a workgroup of `rows.wgsl`.
+const ROWS_BLOCK: u32 = 64;
+
 /// How a plan's tensors are stored.
 ///
 /// ```
@@ -32,8 +35,8 @@ const LARGE_TILE_SLOTS: usize = 96;
 pub struct Layouts {
     /// Type of q, k, v, the bias and the output.
     pub storage: Storage,
-    /// Whether features lie side by side and every offset and every other stride of q, k, v and
-    /// out is a multiple of four elements: such tensors are read four features at a time.
+    /// Whether features lie side by side and every offset and every other stride of q, k, v,
+    /// out and of their gradients is a multiple of four elements: such tensors are read four features at a time.
     pub vec4: bool,
 }
 
@@ -101,12 +104,17 @@ pub(super) struct Pipelines {
 }
 
 impl Pipelines {
-    async fn new(gpu: &Gpu, key: PipelineKey, drops: bool) -> Result<Self, PlanError> {
+    pub(super) async fn new(gpu: &Gpu, key: PipelineKey, drops: bool) -> Result<Self, PlanError> {
         let dropping = match drops {
             true => Some(gpu.pipeline(PipelineKey { dropout: true, ..key }).await?),
             false => None,
         };
         Ok(Self { plain: gpu.pipeline(key).await?, dropping })
+    }
+
+    /// Whether there is one that drops weights.
+    pub(super) fn drop(&self) -> bool {
+        self.dropping.is_some()
     }
 
     /// The pipeline of a call.
@@ -132,9 +140,8 @@ impl Gpu {
         layouts: &Layouts,
     ) -> Result<Plan, PlanError> {
         let key = self.key(problem, layouts)?;
-        // Weights are f32.
-        let f16_out = key.f16_out && kernel == Kernel::Forward;
-        let key = PipelineKey { kernel, f16_out, ..key };
+        let key = if kernel == Kernel::Forward { key } else { key.with_kernel(kernel) };
+        self.check_limits(&key)?;
         let blocks = key.value_blocks(problem.shape.value_dim) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
         if blocks > most {
@@ -153,7 +160,9 @@ impl Gpu {
             self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: bytes.max(16),
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_DST
+                    | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
         };
@@ -248,9 +257,35 @@ impl Gpu {
 }
 
 impl Plan {
+    /// The same problem with another kernel.
+    pub(super) async fn with_kernel(&self, kernel: Kernel) -> Result<Self, PlanError> {
+        let key = self.key.with_kernel(kernel);
+        self.gpu.check_limits(&key)?;
+        let mut plan = Self { key, ..self.clone() };
+        if kernel == Kernel::Rows {
+            plan.base.block_len = ROWS_BLOCK;
+        } else {
+            plan.base.block_len = key.queries().min(self.problem.query_block() as u32);
+        }
+        loops::check(&self.gpu, &self.problem, &key, &plan.base, false)?;
+        let drops = key.kernel.is_gradient() && self.problem.dropout > 0.0;
+        plan.pipelines = Pipelines::new(&self.gpu, key, drops).await?;
+        Ok(plan)
+    }
+
+    /// Its pipelines, for tensors in buffers apart from the output's.
+    pub(super) fn own_pipelines(&self) -> &Pipelines {
+        &self.pipelines
+    }
+
     /// The kernel it runs, on tensors that share no buffer with the output.
     pub fn key(&self) -> PipelineKey {
         self.key
+    }
+
+    /// Whether the device writes single numbers of 16 bits.
+    pub(super) fn writes_f16(&self) -> bool {
+        self.gpu.device().features().contains(wgpu::Features::SHADER_F16)
     }
 
     /// The problem it carries out.

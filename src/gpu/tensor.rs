@@ -79,12 +79,7 @@ impl<'a> TensorView<'a> {
         shape: impl Into<Vec<usize>>,
     ) -> Self {
         let shape = shape.into();
-        let mut strides_elems = vec![0; shape.len()];
-        let mut stride = 1_i64;
-        for (s, &size) in strides_elems.iter_mut().zip(&shape).rev() {
-            *s = stride;
-            stride = stride.saturating_mul(i64::try_from(size).unwrap_or(i64::MAX));
-        }
+        let strides_elems = row_major(&shape);
         Self { buffer, offset_bytes: 0, dtype, shape, strides_elems }
     }
 
@@ -101,6 +96,17 @@ impl<'a> TensorView<'a> {
         self.strides_elems = strides_elems.into();
         self
     }
+}
+
+/// Strides of a row-major tensor.
+pub(super) fn row_major(shape: &[usize]) -> Vec<i64> {
+    let mut strides = vec![0; shape.len()];
+    let mut stride = 1_i64;
+    for (s, &size) in strides.iter_mut().zip(shape).rev() {
+        *s = stride;
+        stride = stride.saturating_mul(i64::try_from(size).unwrap_or(i64::MAX));
+    }
+    strides
 }
 
 /// The tensors of a forward pass.

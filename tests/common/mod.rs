@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod coverage;
+pub mod gradients;
 #[cfg(target_os = "wasi")]
 mod wasi;
 

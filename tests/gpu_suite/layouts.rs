@@ -89,7 +89,7 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
 }
 
 /// Gives all rows the keys and values of the first, sometimes: they are then stored once.
-fn repeat_keys(case: &mut Case, noise: &mut Noise) -> bool {
+pub fn repeat_keys(case: &mut Case, noise: &mut Noise) -> bool {
     let s = &case.shape;
     let rows: usize = s.kv_leading.iter().product();
     if rows < 2 || noise.bits().is_multiple_of(2) {
@@ -103,15 +103,15 @@ fn repeat_keys(case: &mut Case, noise: &mut Noise) -> bool {
 }
 
 /// A tensor somewhere in a buffer.
-struct Placed {
-    buffer: wgpu::Buffer,
+pub struct Placed {
+    pub buffer: wgpu::Buffer,
     shape: Vec<usize>,
     strides: Vec<i64>,
     offset: i64,
 }
 
 impl Placed {
-    fn new(gpu: &Gpu, data: &[f32], shape: &[usize], repeats: bool, noise: &mut Noise) -> Self {
+    pub fn new(gpu: &Gpu, data: &[f32], shape: &[usize], repeats: bool, noise: &mut Noise) -> Self {
         let mut below = |n: usize| (noise.bits() % n as u64) as usize;
         // Dimensions from the fastest on, in any order.
         let mut order: Vec<usize> = (0..shape.len()).rev().collect();
@@ -154,13 +154,13 @@ impl Placed {
         at as usize
     }
 
-    fn view(&self) -> TensorView<'_> {
+    pub fn view(&self) -> TensorView<'_> {
         TensorView::contiguous(&self.buffer, Dtype::F32, &self.shape[..])
             .with_strides_elems(self.strides.clone())
             .with_offset_bytes(4 * self.offset as u64)
     }
 
-    fn read(&self, gpu: &Gpu) -> Vec<f32> {
+    pub fn read(&self, gpu: &Gpu) -> Vec<f32> {
         let all = read(gpu, &self.buffer);
         let len = self.shape.iter().product();
         (0..len).map(|i| all[self.at(i)]).collect()
@@ -168,7 +168,7 @@ impl Placed {
 }
 
 /// A mask of bytes at any offset, or of words, anything but 0 for true: the type and the offset in bytes.
-fn place_mask(gpu: &Gpu, mask: &[bool], noise: &mut Noise) -> (wgpu::Buffer, Dtype, u64) {
+pub fn place_mask(gpu: &Gpu, mask: &[bool], noise: &mut Noise) -> (wgpu::Buffer, Dtype, u64) {
     let offset = (noise.bits() % 9) as usize;
     if noise.bits().is_multiple_of(2) {
         let mut bytes: Vec<u8> =

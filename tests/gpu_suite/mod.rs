@@ -3,6 +3,7 @@
 pub mod bad_input;
 pub mod buffers;
 pub mod faults;
+pub mod gradients;
 pub mod large_window;
 pub mod layouts;
 pub mod long_window;

@@ -70,6 +70,24 @@ fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
 }
 
 pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
+    each_geometry(gpu, &|gpu, key, case| {
+        let result = match key.storage {
+            Storage::F16 => compare::<f16>(gpu, case, &case.half()),
+            _ => compare::<f32>(gpu, case, &case.inputs()),
+        };
+        Ok(result?.map(|degenerate| situations_of(case, key, degenerate)))
+    })
+}
+
+/// What a comparison on a case says: the situations met, unless the engine refused the case.
+pub type Compared = Result<Option<[bool; 9]>, String>;
+
+/// Compares on random cases until every key of few that have every pair of factors, every option and every
+/// situation was met often enough.
+pub fn each_geometry(
+    gpu: &Gpu,
+    compare: &dyn Fn(&Gpu, &PipelineKey, &Case) -> Compared,
+) -> Result<(), Failed> {
     let chosen = covering(gpu);
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();
@@ -111,17 +129,12 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
         // Beyond that, cases with masks until rows that see nothing are not rare.
         let wanted = |n: &usize| *n < LEAST || rare && case.shape.mask.is_some();
         let Some(n) = hits.get_mut(&key).filter(|n| wanted(n)) else { continue };
-        let result = match storage {
-            Storage::F16 => compare::<f16>(&gpu, &case, &case.half()),
-            _ => compare::<f32>(&gpu, &case, &case.inputs()),
-        };
-        match result {
+        match compare(&gpu, &key, &case) {
             // Said by the engine: the adapter would end the kernel's loops.
             Ok(None) => {}
-            Ok(Some(degenerate)) => {
+            Ok(Some(met)) => {
                 *n += 1;
                 coverage.add(&case, &[]);
-                let met = situations_of(&case, &key, degenerate);
                 situations.iter_mut().zip(met).for_each(|((_, n), met)| *n += usize::from(met));
             }
             Err(e) => {
@@ -155,7 +168,7 @@ const SITUATIONS: [&str; 9] = [
 ];
 
 /// Which of them a case has for a kernel; `degenerate`: rows that see nothing, and rows.
-fn situations_of(case: &Case, key: &PipelineKey, degenerate: (usize, usize)) -> [bool; 9] {
+pub fn situations_of(case: &Case, key: &PipelineKey, degenerate: (usize, usize)) -> [bool; 9] {
     let problem = case.problem();
     let g = problem.geometry();
     let (block, tile) = (key.queries() as usize, key.keys() as usize);

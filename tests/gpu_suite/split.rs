@@ -6,7 +6,8 @@ use local_attention::gpu::{
     TensorView, Tile, Workspace,
 };
 use local_attention::{
-    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    AttentionShape, BackwardInputs, Call, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig,
 };
 
 use super::buffers::{read, upload};
@@ -97,23 +98,28 @@ pub fn checked_shaders(gpu: &Gpu) -> Result<(), Failed> {
         let plain = gpu.with_options(options.clone());
         options.checked_shaders = true;
         let checked = gpu.with_options(options);
+        // Of some: each is five kernels more.
+        let gradients = seed % 3 == 0;
         if seed % 2 == 0 {
-            same_results(&plain, &checked, &case, &case.inputs())
+            same_results(&plain, &checked, &case, &case.inputs(), gradients)
         } else {
-            same_results(&plain, &checked, &case, &case.half())
+            same_results(&plain, &checked, &case, &case.half(), gradients)
         }
         .map_err(|e| format!("seed {seed}: {e}\n{case:?}"))?;
     }
     Ok(())
 }
 
-/// An error unless both give the same bits: output, lse and some weights.
+/// An error unless both give the same bits: output, lse and some weights, and the gradients where asked for.
 fn same_results<T: GpuElement>(
     plain: &Gpu,
     checked: &Gpu,
     case: &Case,
     inputs: &HostInputs<'_, T>,
+    gradients: bool,
 ) -> Result<(), String> {
+    let mut case = case.clone();
+    case.shape = case.shape.with_lse();
     let problem = case.problem();
     let results = |gpu: &Gpu| {
         let got = gpu.forward_blocking(&problem, inputs, &case.call)?;
@@ -121,7 +127,16 @@ fn same_results<T: GpuElement>(
         let few = all.start..all.end.min(all.start + 16);
         let weights = gpu.weights_blocking(&problem, inputs, few)?;
         let out = got.out.iter().map(|x| x.load());
-        let all: Vec<f32> = out.chain(got.lse.unwrap_or_default()).chain(weights.weights).collect();
+        let mut all: Vec<f32> = out.chain(weights.weights).collect();
+        if gradients {
+            let dout = HostTensor::new(&got.out[..], problem.out_shape()).unwrap();
+            let saved = BackwardInputs::new(&problem, &got, dout).unwrap();
+            let g = gpu.backward_blocking(&problem, inputs, &saved, &case.call)?;
+            let bias = g.dattn_bias.into_iter().flat_map(|g| g.data);
+            let each = [g.dq.data, g.dk.data, g.dv.data].into_iter().flatten().chain(bias);
+            all.extend(each.map(|x| x.load()));
+        }
+        all.extend(got.lse.unwrap_or_default());
         Ok(bits(&all))
     };
     match (results(plain), results(checked)) {

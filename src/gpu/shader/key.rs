@@ -34,14 +34,48 @@ pub enum Kernel {
     Forward,
     /// Attention weights.
     Weights,
+    /// Of a backward pass: what is known of each query, from the results of the forward pass.
+    Rows,
+    /// The mask, as words.
+    Mask,
+    /// What is known of queries whose results tell too little.
+    RowsAgain,
+    /// The gradient by queries.
+    Dq,
+    /// The gradients by keys and values.
+    Dkv,
+    /// Parts of the gradient by the bias.
+    Bias,
+    /// Their sum.
+    Fold,
+    /// A gradient in f32, copied to where and how the caller wants it.
+    Copy,
 }
 
 impl Kernel {
+    /// Whether it works on tiles of rows and columns.
+    pub(super) fn has_tile(self) -> bool {
+        !matches!(self, Self::Rows | Self::Mask | Self::Fold | Self::Copy)
+    }
+
+    /// Whether it holds two tensors of its rows, and computes gradients by logits from them.
+    pub(in crate::gpu) fn is_gradient(self) -> bool {
+        matches!(self, Self::Dq | Self::Dkv | Self::Bias)
+    }
+
     /// Its entry point, and the name of its source.
     pub fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
             Self::Weights => "weights",
+            Self::Rows => "rows",
+            Self::Mask => "mask",
+            Self::RowsAgain => "rows_again",
+            Self::Dq => "dq",
+            Self::Dkv => "dkv",
+            Self::Bias => "bias",
+            Self::Fold => "fold",
+            Self::Copy => "copy",
         }
     }
 }
@@ -169,11 +203,28 @@ impl PipelineKey {
                     let key = Self { storage, vec4, features, head_dim, tile, ..plain };
                     let weights = Self { kernel: Kernel::Weights, ..key };
                     all.extend([key, Self { dropout: true, ..key }, weights]);
+                    let of = |kernel| Self { kernel, ..key };
+                    let again = of(Kernel::RowsAgain);
+                    all.push(again);
+                    let gradients = [Kernel::Dq, Kernel::Dkv].map(of);
+                    all.extend(gradients.map(|key| [key, Self { dropout: true, ..key }]).concat());
+                    if features == Features::All {
+                        let bias = of(Kernel::Bias);
+                        all.extend([bias, Self { dropout: true, ..bias }]);
+                    }
                     if storage == Storage::F16 && !vec4 {
                         let key = Self { f16_out: true, ..key };
                         all.extend([key, Self { dropout: true, ..key }]);
                     }
                 }
+            }
+            let key = Self { storage, vec4, ..plain };
+            all.extend([
+                Self { kernel: Kernel::Rows, ..key },
+                Self { kernel: Kernel::Copy, ..key },
+            ]);
+            if storage == Storage::F16 && !vec4 {
+                all.push(Self { kernel: Kernel::Copy, f16_out: true, ..key });
             }
             let features = Features::All;
             all.extend(Arena::kinds().map(|arena| Self {
@@ -184,7 +235,34 @@ impl PipelineKey {
                 ..plain
             }));
         }
+        all.extend([Kernel::Mask, Kernel::Fold].map(|kernel| plain.with_kernel(kernel)));
         all
+    }
+
+    /// The key of another kernel for the same problem: what its text does not depend on is one thing for all.
+    pub(in crate::gpu) fn with_kernel(self, kernel: Kernel) -> Self {
+        let small = Self {
+            kernel,
+            head_dim: 64,
+            tile: Tile::Small,
+            features: Features::Plain,
+            dropout: false,
+            arena: Arena::NONE,
+            f16_out: false,
+            ..self
+        };
+        match kernel {
+            Kernel::Rows => small,
+            Kernel::Copy => Self { f16_out: self.f16_out, ..small },
+            Kernel::Mask => {
+                Self { storage: Storage::F32, vec4: false, features: Features::All, ..small }
+            }
+            Kernel::Fold => Self { storage: Storage::F32, vec4: false, ..small },
+            Kernel::Bias => {
+                Self { kernel, features: Features::All, arena: Arena::NONE, f16_out: false, ..self }
+            }
+            _ => Self { kernel, arena: Arena::NONE, f16_out: false, ..self },
+        }
     }
 }
 

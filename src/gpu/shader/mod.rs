@@ -21,6 +21,23 @@ fn source_of(name: &str) -> Option<&'static str> {
     sources! {
         "forward": "forward.wgsl",
         "weights": "weights.wgsl",
+        "rows": "rows.wgsl",
+        "mask": "mask.wgsl",
+        "rows_again": "rows_again.wgsl",
+        "dq": "dq.wgsl",
+        "dkv": "dkv.wgsl",
+        "bias": "bias.wgsl",
+        "fold": "fold.wgsl",
+        "copy": "copy.wgsl",
+        "load": "shared/load.wgsl",
+        "sums": "shared/sums.wgsl",
+        "stats": "shared/stats.wgsl",
+        "gradients": "shared/gradients.wgsl",
+        "outputs": "shared/outputs.wgsl",
+        "keys": "shared/keys.wgsl",
+        "finish": "shared/finish.wgsl",
+        "share": "shared/share.wgsl",
+        "keeps": "shared/keeps.wgsl",
         "block": "shared/block.wgsl",
         "params": "shared/params.wgsl",
         "window": "shared/window.wgsl",
@@ -39,7 +56,11 @@ impl PipelineKey {
     pub fn wgsl(&self) -> String {
         let mut defined = Vec::new();
         let degenerate = self.features == Features::All;
-        for (on, name) in [(self.dropout, "DROPOUT"), (degenerate, "DEGENERATE")] {
+        for (on, name) in [
+            (self.dropout, "DROPOUT"),
+            (degenerate, "DEGENERATE"),
+            (self.kernel == Kernel::Dkv, "KEY_ROWS"),
+        ] {
             if on {
                 defined.push(name);
             }

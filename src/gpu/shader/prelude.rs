@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Arena, Kernel, PipelineKey, Storage};
-use crate::gpu::bindings::Slot;
+use crate::gpu::bindings::{Place, Slot, places};
 use crate::gpu::params::FLAGS;
 
 /// The text before the sources.
@@ -20,47 +20,92 @@ pub(super) fn render(key: &PipelineKey) -> String {
     for (name, bit) in FLAGS {
         let _ = writeln!(text, "const {name} = {bit}u;");
     }
-    for slot in Slot::ALL {
-        let (name, number) = (slot.name(), slot as u32);
+    for Place { slot, number, written } in places(key.kernel) {
+        let name = slot.name();
         let (space, ty) = match slot {
             Slot::Params => ("uniform", "Params".to_owned()),
             Slot::Out if key.f16_out => ("storage, read_write", "array<f16>".to_owned()),
-            Slot::Out | Slot::Lse => ("storage, read_write", Memory::own(key, slot).array()),
+            _ if written => ("storage, read_write", Memory::own(key, slot).array()),
             _ => ("storage, read", Memory::own(key, slot).array()),
         };
         let _ = writeln!(text, "@group(0) @binding({number}) var<{space}> {name}: {ty};");
     }
-    for (slot, tensor) in [(Slot::Q, "q"), (Slot::K, "k"), (Slot::V, "v")] {
-        text.push_str(&load(key, slot, tensor));
+    for Place { slot, written, .. } in places(key.kernel) {
+        text.push_str(&access(key, slot, written));
     }
-    let bias = Memory::of(key, Slot::Bias);
-    let _ = match key.storage {
-        Storage::F32 => {
-            let number = bias.float(&bias.word("at"));
-            writeln!(text, "fn load_bias(at: u32) -> f32 {{ return {number}; }}")
-        }
-        Storage::F16 => {
-            let word = bias.word("at / 2u");
-            writeln!(
-                text,
-                "fn load_bias(at: u32) -> f32 {{ return unpack2x16float({word})[at % 2u]; }}"
-            )
-        }
-    };
-    let mask = Memory::of(key, Slot::Mask).word("at");
-    let _ = writeln!(text, "fn mask_word(at: u32) -> u32 {{ return {mask}; }}");
-    match key.kernel {
-        Kernel::Forward => {
-            let lse = Memory::of(key, Slot::Lse);
-            let (word, value) = (lse.word("at"), lse.cast("x", 1));
-            let _ = writeln!(text, "fn store_lse(at: u32, x: f32) {{ {word} = {value}; }}");
-            text.push_str(&store(key));
-        }
-        Kernel::Weights => {
-            let _ = writeln!(text, "fn store_out(at: u32, x: f32) {{ out_data[at] = x; }}");
-        }
+    // In the backward pass the mask lies beside the tables.
+    if key.kernel.is_gradient() || key.kernel == Kernel::RowsAgain {
+        let word = Memory::own(key, Slot::Tables).word("at");
+        let _ = writeln!(text, "fn mask_word(at: u32) -> u32 {{ return bitcast<u32>({word}); }}");
     }
     text
+}
+
+/// The functions that read or write what a kernel binds.
+fn access(key: &PipelineKey, slot: Slot, written: bool) -> String {
+    let memory = Memory::of(key, slot);
+    match (slot, written) {
+        (Slot::Q, _) => load(key, slot, ("q", "q")),
+        (Slot::K, _) => load(key, slot, ("k", "k")),
+        (Slot::V, _) => load(key, slot, ("v", "v")),
+        (Slot::Dout, _) => load(key, slot, ("dout", "dout")),
+        (Slot::Out, false) => load(key, slot, ("out", "out")),
+        (Slot::Lse, false) => {
+            format!("fn load_lse(at: u32) -> f32 {{ return {}; }}\n", memory.word("at"))
+        }
+        (Slot::Bias, _) => {
+            let number = match key.storage {
+                Storage::F32 => memory.float(&memory.word("at")),
+                Storage::F16 => format!("unpack2x16float({})[at % 2u]", memory.word("at / 2u")),
+            };
+            format!("fn load_bias(at: u32) -> f32 {{ return {number}; }}\n")
+        }
+        (Slot::Mask, _) => {
+            format!("fn mask_word(at: u32) -> u32 {{ return {}; }}\n", memory.word("at"))
+        }
+        (Slot::Lse, true) if key.kernel == Kernel::Forward => {
+            let (word, value) = (memory.word("at"), memory.cast("x", 1));
+            format!("fn store_lse(at: u32, x: f32) {{ {word} = {value}; }}\n")
+        }
+        (Slot::Out, true) if key.kernel == Kernel::Weights => {
+            "fn store_out(at: u32, x: f32) { out_data[at] = x; }\n".to_owned()
+        }
+        (Slot::Out, true) => store(key),
+        (Slot::Dq | Slot::Dk, _) => wide(key, slot, ("first", "out")),
+        (Slot::Dv, _) => wide(key, slot, ("second", "lse")),
+        (Slot::Parts, false) => {
+            "fn part_word(at: u32) -> f32 { return parts_data[at]; }\n".to_owned()
+        }
+        (Slot::Parts, true) => {
+            "fn store_word(at: u32, x: f32) { parts_data[at] = x; }\n".to_owned()
+        }
+        (Slot::Sums, _) => "fn load_word(at: u32) -> f32 { return sums_data[at]; }
+fn store_word(at: u32, x: f32) { sums_data[at] = x; }\n"
+            .to_owned(),
+        (Slot::Params | Slot::Tables | Slot::Lse | Slot::From, _) => String::new(),
+    }
+}
+
+/// A result in f32 that is written and added to, by its name and that of its view.
+fn wide(key: &PipelineKey, slot: Slot, (name, view): (&str, &str)) -> String {
+    let key = PipelineKey { storage: Storage::F32, ..*key };
+    let memory = Memory::own(&key, slot);
+    let body = match key.vec4 {
+        true => memory.write("at", "x", 4),
+        false => singles(&memory.word(&format!("at + i * params.{view}.feature")), "x[i]"),
+    };
+    load(&key, slot, (name, view))
+        + &format!("fn store_{name}(at: u32, valid: u32, x: vec4<f32>) {{\n{body}}}\n")
+}
+
+/// Statements that write one feature after the other, and no loop.
+fn singles(place: &str, value: &str) -> String {
+    let single = |i| {
+        format!(
+            "    if valid > {i}u {{\n        let i = {i}u;\n        {place} = {value};\n    }}\n"
+        )
+    };
+    (0..4).map(single).collect()
 }
 
 /// A binding, read or written as words of 32 bits.
@@ -85,8 +130,11 @@ impl Memory {
         let shared = key.arena != Arena::NONE;
         match slot {
             Slot::Mask => single(false),
-            Slot::Lse => single(true),
-            Slot::Tables => Self { name, floats: true, width: 4 },
+            Slot::Lse | Slot::Parts | Slot::Sums => single(true),
+            Slot::Tables | Slot::From => Self { name, floats: true, width: 4 },
+            Slot::Dq | Slot::Dk | Slot::Dv => {
+                Self { name, floats: true, width: if key.vec4 { 4 } else { 1 } }
+            }
             Slot::Out if key.kernel == Kernel::Weights => single(true),
             Slot::Bias => single(key.storage == Storage::F32),
             // Threads that write neighbouring words must not write one vector; and single words may
@@ -162,7 +210,7 @@ impl Memory {
 }
 
 /// Four neighbouring features from element `at` on, of which `valid` are there.
-fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
+fn load(key: &PipelineKey, slot: Slot, (name, view): (&str, &str)) -> String {
     let memory = Memory::of(key, slot);
     let body = match (key.vec4, key.storage) {
         (true, Storage::F32) => {
@@ -187,27 +235,18 @@ fn load(key: &PipelineKey, slot: Slot, tensor: &str) -> String {
             for i in 1..4 {
                 let _ = writeln!(
                     body,
-                    "    if valid > {i}u {{\n        e += params.{tensor}.feature;\n        x[{i}] = {element};\n    }}"
+                    "    if valid > {i}u {{\n        e += params.{view}.feature;\n        x[{i}] = {element};\n    }}"
                 );
             }
             body + "    return x;\n"
         }
     };
-    format!("fn load_{tensor}(at: u32, valid: u32) -> vec4<f32> {{\n{body}}}\n")
+    format!("fn load_{name}(at: u32, valid: u32) -> vec4<f32> {{\n{body}}}\n")
 }
 
 /// Writes four neighbouring features.
 fn store(key: &PipelineKey) -> String {
     let out = Memory::own(key, Slot::Out);
-    // One after the other, and no loop either.
-    let singles = |place: &str, value: &str| -> String {
-        let single = |i| {
-            format!(
-                "    if valid > {i}u {{\n        let i = {i}u;\n        {place} = {value};\n    }}\n"
-            )
-        };
-        (0..4).map(single).collect()
-    };
     let body = match (key.vec4, key.storage) {
         _ if key.f16_out => singles("out_data[at + i * params.out.feature]", "f16(x[i])"),
         (true, Storage::F32) => out.write("at", &out.cast("x", 4), 4),

@@ -1,6 +1,6 @@
 //! The tile of a kernel: how much its workgroups hold, and what that takes.
 
-use super::key::PipelineKey;
+use super::key::{Kernel, PipelineKey};
 
 /// Threads that share queries, and the keys of a tile among them.
 const GROUPS: u32 = 8;
@@ -61,14 +61,29 @@ impl Tile {
 }
 
 impl PipelineKey {
-    /// Queries of a workgroup, at most.
+    /// Queries of a workgroup, at most; of the gradient by keys and values, keys.
     pub fn queries(&self) -> u32 {
-        self.thread_queries() * self.tile.row_groups()
+        self.thread_queries() * self.row_groups()
     }
 
-    /// Queries of a thread.
+    /// Rows of a thread: half as many where the tile holds two tensors of them.
     fn thread_queries(&self) -> u32 {
-        self.tile.thread_queries() * 64 / self.head_dim.clamp(64, 256)
+        self.whole_queries().max(2)
+    }
+
+    /// As many rows of a thread as there is room for.
+    fn whole_queries(&self) -> u32 {
+        self.tile.thread_queries() * 64 / self.head_dim.clamp(64, 256) / self.row_tiles()
+    }
+
+    /// Groups of threads that share rows.
+    fn row_groups(&self) -> u32 {
+        self.tile.row_groups() * self.whole_queries() / self.thread_queries()
+    }
+
+    /// Tensors of the rows that the tile holds.
+    fn row_tiles(&self) -> u32 {
+        1 + u32::from(self.kernel.is_gradient())
     }
 
     /// Queries whose numbers are read and written at once.
@@ -83,7 +98,10 @@ impl PipelineKey {
 
     /// Threads of a workgroup.
     pub fn threads(&self) -> u32 {
-        self.tile.row_groups() * GROUPS
+        match self.kernel.has_tile() {
+            true => self.row_groups() * GROUPS,
+            false => 64,
+        }
     }
 
     /// Blocks of values that outputs of this many features take.
@@ -109,12 +127,14 @@ impl PipelineKey {
     }
 
     /// The constants that its text begins with.
-    pub(super) fn constants(&self) -> [(&'static str, u32); 7] {
+    pub(super) fn constants(&self) -> [(&'static str, u32); 9] {
         [
             ("TQ", self.thread_queries()),
             ("TK", THREAD_KEYS),
             ("GROUPS", GROUPS),
-            ("ROW_GROUPS", self.tile.row_groups()),
+            ("ROW_GROUPS", self.row_groups()),
+            ("ROW_TILES", self.row_tiles()),
+            ("SUM_TILES", 1 + u32::from(self.kernel == Kernel::Dkv)),
             ("QUADS", self.head_dim / 4),
             ("CHUNK", self.tile.chunk()),
             ("PART", self.part()),
@@ -124,7 +144,7 @@ impl PipelineKey {
     /// Turns of a thread's loops.
     pub(in crate::gpu) fn tile_turns(&self, head_dim: usize) -> Turns {
         let (keys, quads) = (u64::from(self.keys()), u64::from(self.tile.chunk()));
-        let (rows, threads) = (u64::from(self.tile.row_groups()), u64::from(self.threads()));
+        let (rows, threads) = (u64::from(self.row_groups()), u64::from(self.threads()));
         let chunks = (head_dim as u64).div_ceil(4 * quads);
         // Loading keys (each loop in it once more than it turns), then their products; and what a
         // compiler may leave of loops over a thread's own numbers.
@@ -132,6 +152,7 @@ impl PipelineKey {
         Turns {
             scores: chunks * (load + quads + 2) + 40,
             values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
+            rows: u64::from(self.queries() * self.head_dim / 4) / threads + 1,
             own: u64::from(THREAD_KEYS * self.thread_queries() / self.part() * 6),
             queries: u64::from(self.thread_queries()),
             outputs: u64::from(self.head_dim / 4 / GROUPS),
@@ -140,8 +161,15 @@ impl PipelineKey {
 
     /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
     pub fn workgroup_bytes(&self) -> u32 {
+        match self.kernel {
+            // A number a thread.
+            Kernel::Rows => return 4 * self.threads(),
+            kernel if !kernel.has_tile() => return 0,
+            _ => {}
+        }
         let (queries, keys) = (self.queries(), self.keys());
-        let tiles = 4 * queries * self.head_dim + 16 * keys * self.tile.chunk();
+        let rows = 4 * queries * self.head_dim * self.row_tiles();
+        let tiles = rows + 16 * keys * self.tile.chunk();
         // Numbers of queries by keys, and sums of squares in vectors of their own.
         tiles + 4 * keys * queries.max(self.part() * GROUPS)
     }
@@ -151,6 +179,8 @@ impl PipelineKey {
 pub(in crate::gpu) struct Turns {
     pub(in crate::gpu) scores: u64,
     pub(in crate::gpu) values: u64,
+    /// Of loading what the rows hold.
+    pub(in crate::gpu) rows: u64,
     /// Of a loop over the thread's own queries and keys.
     pub(in crate::gpu) own: u64,
     /// Queries of the thread.

@@ -1,0 +1,191 @@
+// The gradients by keys and values: a workgroup is a block of keys of one packed row, and up to 4 * QUADS
+// features of the values.
+
+#import keys
+#import gradients
+#import finish
+#ifdef DEGENERATE
+#import share
+#endif
+
+@compute @workgroup_size(THREADS)
+fn dkv(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let packed_row = member_row(params.first_row + group.y);
+    let start = (params.first_block + group.x) * params.block_len;
+    let keys = Keys(start, min(start + params.block_len, params.key_end));
+    let queries = begin_keys(thread, packed_row, keys);
+    dout_at = row_offset(params.dout, packed_row);
+    let first_feature = group.z * QUADS * 4u;
+    // Of the blocks of values, one computes these too.
+    let with_keys = on(DK) && group.z == 0u;
+    if with_keys {
+        begin_row_features(thread);
+    }
+    clear_sums();
+    // Tiles of queries lie at multiples of their size: sums have one order, however keys are split.
+    for (var first = queries.start / KT * KT; first < queries.end; first += KT) {
+        for (var j = 0u; j < TK; j++) {
+            let query = first + column_group + j * GROUPS;
+            stats[j] = NO_STATS;
+            if within(queries, query) {
+                stats[j] = tables[stats_at(packed_row, query)];
+            }
+        }
+        if with_keys {
+            multiply_outputs(thread, first);
+        }
+        score_queries(queries, first);
+        finish_gradients(packed_row, first);
+        if with_keys {
+            // The last sums were read.
+            put_gradients();
+#repeat chunk VALUE_CHUNKS
+            if chunk < chunks() {
+                // One chunk is still there.
+                if chunks() > 1u {
+                    workgroupBarrier();
+                    load_query_columns(first, chunk);
+                }
+                workgroupBarrier();
+                add_columns(OUT, chunk);
+            }
+#endrepeat
+            workgroupBarrier();
+        }
+        if on(DV) {
+            put_weights();
+#repeat chunk VALUE_CHUNKS
+            if first_feature + chunk * WIDTH < params.value_dim {
+                workgroupBarrier();
+                load_column_features(thread, first, first_feature + chunk * WIDTH);
+                workgroupBarrier();
+                add_columns(0u, chunk);
+            }
+#endrepeat
+        }
+    }
+#ifdef DEGENERATE
+    if on(DV) && on(UNIFORM_MASKED_ROWS) {
+        share_hidden(packed_row, keys, first_feature);
+    }
+#endif
+    if on(DV) {
+        let at = row_offset(params.lse, packed_row);
+        for (var i = 0u; i < TQ; i++) {
+            let key = keys.start + row_group * TQ + i;
+            if key < keys.end {
+                store_values(at + key * params.lse.position, i, first_feature);
+            }
+        }
+    }
+    if with_keys {
+        workgroupBarrier();
+        keep_sums(OUT);
+        workgroupBarrier();
+        rotate_keys(thread);
+        if on(SHARED_QK) {
+            workgroupBarrier();
+            measure_keys(thread);
+            workgroupBarrier();
+        }
+        store_keys(thread, row_offset(params.out, packed_row));
+    }
+}
+
+// Puts this thread's weights where other threads find them.
+fn put_weights() {
+    for (var j = 0u; j < TK; j++) {
+        var numbers: array<f32, TQ>;
+        for (var i = 0u; i < TQ; i++) {
+            numbers[i] = scores[i * TK + j];
+        }
+        put(column_group + j * GROUPS, numbers);
+    }
+}
+
+fn store_values(at: u32, i: u32, first_feature: u32) {
+    for (var c = 0u; c < OUT; c++) {
+        let feature = first_feature + (c * GROUPS + column_group) * 4u;
+        if feature < params.value_dim {
+            let to = at + feature * params.lse.feature;
+            let valid = left(feature, params.value_dim);
+            var x = sums[i * SUMS + c];
+            if on(ADD) {
+                x += load_second(to, valid);
+            }
+            store_second(to, valid, x);
+        }
+    }
+}
+
+// From the sums over queries to the gradients by keys as scores saw them, but for their length.
+fn rotate_keys(thread: u32) {
+    for (var i = thread; i < QT * QUADS; i += THREADS) {
+        let row = i / QUADS;
+        let chunk = i % QUADS / CHUNK;
+        let quad = i % CHUNK;
+        let key = block.start + row;
+        if key < block.end && chunk < chunks() && quad < chunk_steps(chunk) {
+            var pair = kept_sums(row, chunk, quad);
+            if on(ROTARY) {
+                pair = rotate_back(pair, key_turn(key), key_lag(key), feature_of(chunk, quad) / 4u);
+            }
+            // Queries were scaled to powers of 2, and gradients are not.
+            let ln2 = 0.6931471805599453;
+            put_row(row, chunk, quad, Pair(pair.low * ln2, pair.high * ln2));
+        }
+    }
+}
+
+// One over the norm of each key of the block, and how much of the gradient lies along it, over the norm squared:
+// for going back through the normalisation. Where the norm counts as 1e-12, nothing.
+fn measure_keys(thread: u32) {
+    for (var row = thread; row < QT; row += THREADS) {
+        let key = block.start + row;
+        var squares = 0.0;
+        var along = 0.0;
+        if key < block.end && worth_loading(key) {
+            for (var chunk = 0u; chunk < chunks(); chunk++) {
+                for (var quad = 0u; quad < chunk_steps(chunk); quad++) {
+                    let x = raw_key_quads(key, chunk, quad);
+                    let g = kept_sums(row, chunk, quad);
+                    squares += dot(x.low, x.low) + dot(x.high, x.high);
+                    along += dot(x.low, g.low) + dot(x.high, g.high);
+                }
+            }
+        }
+        let norm = sqrt(squares);
+        var measure: Part;
+        measure[0] = 1.0 / max(norm, 1e-12);
+        measure[1] = 0.0;
+        if norm >= 1e-12 {
+            measure[1] = along / norm / norm;
+        }
+        s_tile[row] = measure;
+    }
+}
+
+fn store_keys(thread: u32, at: u32) {
+    for (var i = thread; i < QT * QUADS; i += THREADS) {
+        let row = i / QUADS;
+        let chunk = i % QUADS / CHUNK;
+        let quad = i % CHUNK;
+        let key = block.start + row;
+        if key < block.end && chunk < chunks() && quad < chunk_steps(chunk) {
+            var pair = kept_sums(row, chunk, quad);
+            if on(SHARED_QK) {
+                let measure = s_tile[row];
+                if worth_loading(key) {
+                    let x = raw_key_quads(key, chunk, quad);
+                    pair.low -= x.low * measure[1];
+                    pair.high -= x.high * measure[1];
+                }
+                pair = Pair(pair.low * measure[0], pair.high * measure[0]);
+            }
+            store_pair(at + key * params.out.position, chunk, quad, pair);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+// Sums over columns, of each row of this thread every 8th quad.
+
+#import tile
+
+const OUT = QUADS / GROUPS;
+// Quads of a chunk of them.
+const VALUES = CHUNK / GROUPS;
+const SUMS = SUM_TILES * OUT;
+var<private> sums: array<vec4<f32>, TQ * SUMS>;
+
+fn clear_sums() {
+    sums = array<vec4<f32>, TQ * SUMS>();
+}
+
+// Adds numbers of rows and columns, from `s_tile`, times a chunk of what the columns hold, to the sums
+// from one on.
+fn add_columns(at: u32, chunk: u32) {
+    for (var column = 0u; column < KT; column++) {
+        var values: array<vec4<f32>, VALUES>;
+#repeat c VALUES
+        values[c] = column_tile[column_quad(column, c * GROUPS + column_group)];
+#endrepeat
+        let first = part_at(column, row_group, 0u);
+        let to = at + chunk * VALUES;
+#repeat p PARTS
+        // The order of parts moves all parts of a thread together.
+        let weights = s_tile[first ^ p];
+#repeat i PART
+#repeat c VALUES
+        sums[(p * PART + i) * SUMS + to + c] += weights[i] * values[c];
+#endrepeat
+#endrepeat
+#endrepeat
+    }
+}
