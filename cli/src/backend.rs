@@ -4,7 +4,10 @@ use clap::ValueEnum;
 use half::f16;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{DeviceError, Gpu, GpuElement, Layouts, RequestOptions, Storage};
-use local_attention::{BackwardInputs, Call, Engine, Forward, LocalAttention, Problem, Reference};
+use local_attention::{
+    BackwardInputs, Call, Engine, Forward, Gradients, HostInputs, HostTensor, LocalAttention,
+    Problem, Reference,
+};
 
 use crate::case::{Array, Case, Data, Dtype, Want};
 use crate::error::BadInput;
@@ -162,13 +165,7 @@ impl Chosen {
         }
     }
 
-    /// Whether it has a backward pass.
-    pub fn has_backward(&self) -> bool {
-        !matches!(self, Self::Gpu(_))
-    }
-
-    /// The output of a case, rounded once to `out`; and the gradients, where the case holds `dout` and the engine
-    /// has a backward pass.
+    /// The output of a case, rounded once to `out`; and the gradients, where the case holds `dout`.
     pub fn compute(
         &self,
         case: &Case,
@@ -206,18 +203,17 @@ fn on_host<T: Want>(
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
 ) -> Result<Computed, BadInput> {
-    let (mut problem, inputs) = case.prepare(attention)?;
-    let Some(dout) = case.dout::<T>(&problem)? else {
-        let result = engine.forward(&problem, &inputs, call)?;
-        let out = shaped(case, problem.shape().value_dim, wrap(result.out))?;
-        return Ok(Computed { out, gradients: Vec::new() });
-    };
-    problem = attention.problem(&problem.shape().clone().with_lse())?;
-    let result = engine.forward(&problem, &inputs, call)?;
-    let saved = BackwardInputs::new(&problem, &result, dout)?;
-    let gradients = engine.backward(&problem, &inputs, &saved, call)?;
-    let gradients = case.unpacked(gradients, wrap);
-    Ok(Computed { out: shaped(case, problem.shape().value_dim, wrap(result.out))?, gradients })
+    computed(case, attention, wrap, |problem, inputs, dout| {
+        let forward = engine.forward(problem, inputs, call)?;
+        let gradients = match dout {
+            None => None,
+            Some(dout) => {
+                let saved = BackwardInputs::new(problem, &forward, dout)?;
+                Some(engine.backward(problem, inputs, &saved, call)?)
+            }
+        };
+        Ok((forward, gradients))
+    })
 }
 
 fn on_gpu<T: Want + GpuElement>(
@@ -227,10 +223,38 @@ fn on_gpu<T: Want + GpuElement>(
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
 ) -> Result<Computed, BadInput> {
-    let (problem, inputs) = case.prepare(attention)?;
-    let result: Forward<T> = gpu.forward_blocking(&problem, &inputs, call)?;
-    let out = shaped(case, problem.shape().value_dim, wrap(result.out))?;
-    Ok(Computed { out, gradients: Vec::new() })
+    computed(case, attention, wrap, |problem, inputs, dout| {
+        let forward = gpu.forward_blocking(problem, inputs, call)?;
+        let gradients = match dout {
+            None => None,
+            Some(dout) => {
+                let saved = BackwardInputs::new(problem, &forward, dout)?;
+                Some(gpu.backward_blocking(problem, inputs, &saved, call)?)
+            }
+        };
+        Ok((forward, gradients))
+    })
+}
+
+/// What an engine gives for a problem, inputs and `dout`.
+fn computed<T: Want>(
+    case: &Case,
+    attention: &LocalAttention,
+    wrap: fn(Vec<T>) -> Data,
+    engine: impl FnOnce(
+        &Problem,
+        &HostInputs<'_, T>,
+        Option<HostTensor<'_, T>>,
+    ) -> Result<(Forward<T>, Option<Gradients<T>>), BadInput>,
+) -> Result<Computed, BadInput> {
+    let (mut problem, inputs) = case.prepare(attention)?;
+    let dout = case.dout::<T>(&problem)?;
+    if dout.is_some() {
+        problem = attention.problem(&problem.shape().clone().with_lse())?;
+    }
+    let (forward, gradients) = engine(&problem, &inputs, dout)?;
+    let gradients = gradients.map_or_else(Vec::new, |g| case.unpacked(g, wrap));
+    Ok(Computed { out: shaped(case, problem.shape().value_dim, wrap(forward.out))?, gradients })
 }
 
 /// Leading dimensions as q has them, though k and v may have been packed.

@@ -10,7 +10,7 @@ use local_attention::{
 use serde_json::json;
 
 use crate::backend::{Backend, Chosen};
-use crate::bench::{Resident, Tensors};
+use crate::bench::{Pass, Resident, Tensors};
 use crate::case::{Case, Dtype};
 use crate::check::{TOLERANCE, largest_error, magnitude};
 use crate::console::Console;
@@ -114,7 +114,8 @@ fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(Duration, f64), Bad
     );
     let mut run: Box<dyn FnMut() -> Result<(), BadInput>> = match chosen {
         Chosen::Gpu(gpu) => {
-            let mut resident = Resident::new(gpu, &problem, &Tensors::F32(inputs, Vec::new()))?;
+            let mut resident =
+                Resident::new(gpu, &problem, &Tensors::F32(inputs, Vec::new()), Pass::Forward)?;
             Box::new(move || resident.run().map(drop))
         }
         _ => {

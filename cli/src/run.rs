@@ -92,9 +92,6 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         console
             .note(format!("note      tensor {} means nothing here and was not read", plain(name)));
     }
-    if case.expected.contains_key("dout") && !chosen.has_backward() {
-        console.note("note      gradients were not computed: this engine has no backward pass");
-    }
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} computing, {elapsed}") {
         bar.set_style(style);

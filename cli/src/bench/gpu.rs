@@ -2,17 +2,20 @@
 
 use half::f16;
 use local_attention::gpu::{
-    Bound, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace, wgpu,
+    BackwardTensors, Bound, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace,
+    wgpu,
 };
 use local_attention::{Call, HostInputs, HostTensor, Problem};
 
 use super::measure::Tensors;
+use super::shape::Pass;
 use crate::error::BadInput;
 
 /// A call with its tensors on the device.
 pub struct Resident {
     gpu: Gpu,
-    bound: Bound,
+    /// What a run records, in its order.
+    bound: Vec<Bound>,
     workspace: Workspace,
     timer: Option<Timer>,
     /// The kernel, by its key.
@@ -20,28 +23,32 @@ pub struct Resident {
 }
 
 impl Resident {
-    pub fn new(gpu: &Gpu, problem: &Problem, tensors: &Tensors) -> Result<Self, BadInput> {
+    pub fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        tensors: &Tensors,
+        pass: Pass,
+    ) -> Result<Self, BadInput> {
         match tensors {
             Tensors::F32(x, _) => {
-                Self::of(gpu, problem, x, Storage::F32, |x| x.to_le_bytes().to_vec())
+                Self::of(gpu, (problem, pass), x, Storage::F32, |x| x.to_le_bytes().to_vec())
             }
             Tensors::F16(x, _) => {
-                Self::of(gpu, problem, x, Storage::F16, |x: f16| x.to_le_bytes().to_vec())
+                Self::of(gpu, (problem, pass), x, Storage::F16, |x: f16| x.to_le_bytes().to_vec())
             }
         }
     }
 
     fn of<T: Clone>(
         gpu: &Gpu,
-        problem: &Problem,
+        (problem, pass): (&Problem, Pass),
         inputs: &HostInputs<'_, T>,
         storage: Storage,
         bytes: impl Fn(T) -> Vec<u8>,
     ) -> Result<Self, BadInput> {
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
-        let plan = gpu
-            .plan_blocking(problem, &Layouts::contiguous(storage, problem))
-            .map_err(|e| fail(&e))?;
+        let layouts = Layouts::contiguous(storage, problem);
+        let plan = gpu.plan_blocking(problem, &layouts).map_err(|e| fail(&e))?;
         // More parts than this are no one call any more.
         let workspace = Workspace::new_blocking(gpu, 4096).map_err(|e| fail(&e))?;
         let up = |t: &HostTensor<'_, T>| buffer(gpu, t.iter().flat_map(&bytes).collect());
@@ -65,9 +72,45 @@ impl Resident {
         if let (Some(b), Some(x)) = (&bias, &inputs.attn_bias) {
             tensors = tensors.with_attn_bias(view(b, x.shape()));
         }
-        let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(|e| fail(&e))?;
-        let variant = plan.key().to_string();
-        Ok(Self { gpu: gpu.clone(), bound, workspace, timer: Timer::new(gpu), variant })
+        let lse_shape = problem.lse_shape();
+        let lse = buffer(gpu, vec![0; lse_shape.iter().product::<usize>() * 4])?;
+        if problem.shape().lse {
+            tensors = tensors.with_lse(TensorView::contiguous(&lse, Dtype::F32, lse_shape));
+        }
+        let forward = plan.bind_forward_blocking(&tensors, &workspace).map_err(|e| fail(&e))?;
+        let (timer, variant) = (Timer::new(gpu), plan.key().to_string());
+        let mut resident =
+            Self { gpu: gpu.clone(), bound: vec![forward], workspace, timer, variant };
+        if pass == Pass::Forward {
+            return Ok(resident);
+        }
+        // What the backward pass needs.
+        resident.run()?;
+        let like = |x: &HostTensor<'_, T>| {
+            buffer(gpu, vec![0; x.shape().iter().product::<usize>() * bytes_of(storage)])
+        };
+        let (dq, dk, dv) = (like(&inputs.q)?, like(&inputs.k)?, like(&inputs.v)?);
+        let dbias = inputs.attn_bias.as_ref().map(like).transpose()?;
+        let mut saved = BackwardTensors::new(
+            tensors,
+            view(&q, inputs.q.shape()),
+            view(&dq, inputs.q.shape()),
+            view(&dk, inputs.k.shape()),
+            view(&dv, inputs.v.shape()),
+        );
+        if let (Some(b), Some(x)) = (&dbias, &inputs.attn_bias) {
+            saved = saved.with_dattn_bias(view(b, x.shape()));
+        }
+        let plan = gpu.plan_backward_blocking(problem, &layouts).map_err(|e| fail(&e))?;
+        let backward = plan.bind_blocking(&saved, &resident.workspace).map_err(|e| fail(&e))?;
+        resident.variant =
+            plan.keys().iter().map(|key| key.kernel.name()).collect::<Vec<_>>().join("+");
+        match pass {
+            Pass::Backward => resident.bound.clear(),
+            _ => resident.variant = format!("forward+{}", resident.variant),
+        }
+        resident.bound.push(backward);
+        Ok(resident)
     }
 
     /// One call, waited for; the seconds it took on the device, where the device tells.
@@ -81,9 +124,11 @@ impl Resident {
                 label: None,
                 timestamp_writes: self.timer.as_ref().map(Timer::writes),
             });
-            self.bound
-                .encode(&mut pass, &mut self.workspace, &Call::default())
-                .map_err(|e| fail(&e))?;
+            for bound in &self.bound {
+                bound
+                    .encode(&mut pass, &mut self.workspace, &Call::default())
+                    .map_err(|e| fail(&e))?;
+            }
         }
         if let Some(timer) = &self.timer {
             timer.resolve(&mut encoder);

@@ -223,7 +223,7 @@ pub fn measure(
     // Warm-up: pages, tables, clock.
     let start = Instant::now();
     let mut resident = match &runner.chosen {
-        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors.inputs)?),
+        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors.inputs, shape.pass)?),
         _ => None,
     };
     runner.run(&problem, &mut tensors, &mut resident)?;

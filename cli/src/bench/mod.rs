@@ -16,6 +16,7 @@ mod training;
 
 pub use gpu::Resident;
 pub use measure::Tensors;
+pub use shape::Pass;
 
 use std::path::PathBuf;
 

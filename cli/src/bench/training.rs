@@ -95,15 +95,11 @@ impl Runner {
         pass: Pass,
     ) -> Result<Option<Trained>, BadInput> {
         let call = Call::default();
-        if pass == Pass::Forward {
+        // On a GPU tensors stay there.
+        if pass == Pass::Forward || matches!(self.chosen, Chosen::Gpu(_)) {
             return Ok(None);
         }
         Ok(Some(match (&self.chosen, inputs) {
-            (Chosen::Gpu(_), _) => {
-                return Err(BadInput::Usage(
-                    "--backend gpu: the GPU engine has no backward pass".to_owned(),
-                ));
-            }
             (Chosen::Cpu, Tensors::F32(x, _)) => {
                 Trained::Cpu32(Box::new(Own::new(&self.cpu, problem, x)?))
             }
