@@ -9,8 +9,8 @@ use local_attention::gpu::{
     TensorView, Tile, Workspace,
 };
 use local_attention::{
-    AttentionShape, Call, Dropout, Engine, ErrorBudget, HostInputs, HostTensor, LocalAttention,
-    LocalAttentionConfig, Reference,
+    AttentionShape, BackwardInputs, Call, Dropout, Engine, ErrorBudget, Forward, HostInputs,
+    HostTensor, LocalAttention, LocalAttentionConfig, Problem, Reference,
 };
 use wasm_bindgen::prelude::*;
 
@@ -38,7 +38,9 @@ pub async fn smoke() -> Result<String, JsError> {
         for (j, extra) in extras.into_iter().enumerate() {
             let mut options = GpuOptions::default();
             options.tile = Some(Tile::ALL[(i + j) % 3]);
-            let case = Case { config: config.clone(), n, d, extra };
+            // Gradients have five kernels each: one extra a case.
+            let gradients = (i + j) % 4 == 0;
+            let case = Case { config: config.clone(), n, d, extra, gradients };
             let gpu = gpu.with_options(options);
             lines.push(format!("{name}, {extra:?}: {}", case.run(&gpu, |x| x).await?));
             if (i + j / 2) % 2 == 0 {
@@ -69,6 +71,7 @@ struct Case {
     n: usize,
     d: usize,
     extra: Extra,
+    gradients: bool,
 }
 
 /// The largest difference; a NaN is infinitely far away.
@@ -119,8 +122,16 @@ impl Case {
         let got = gpu.forward(&problem, &inputs, &call).await?;
         let error = worst(got.out.iter().map(|x| f64::from(x.load())), &budget.oracle);
         let wide = inputs.map(|x| f64::from(x.load()));
-        let truth =
-            Reference::<f64>::new().forward(&problem, &wide, &call)?.lse.unwrap_or_default();
+        let whole = Reference::<f64>::new().forward(&problem, &wide, &call)?;
+        let gradients = match self.gradients {
+            true => {
+                let (inputs, wide) = ((&inputs, &got), (&wide, &whole));
+                let share = self.gradients(gpu, (&problem, &call), inputs, wide).await?;
+                format!(", gradients {share:.2}")
+            }
+            false => String::new(),
+        };
+        let truth = whole.lse.unwrap_or_default();
         let lse_error = worst(got.lse.unwrap_or_default().into_iter().map(f64::from), &truth);
         let lse_allowed = 16.0 * f64::from(f32::EPSILON) * (1.0 + budget.max_logit);
         if truth.len() != 2 * n || lse_error > lse_allowed {
@@ -131,13 +142,48 @@ impl Case {
         match share <= 1.0 {
             true => {
                 let layouts = Layouts::contiguous(T::STORAGE, &problem);
-                Ok(format!("{}, {share:.2} of the error budget", gpu.key(&problem, &layouts)?))
+                let key = gpu.key(&problem, &layouts)?;
+                Ok(format!("{key}, {share:.2} of the error budget{gradients}"))
             }
             false => Err(JsError::new(&format!(
                 "{:?}, {:?}: off by {error:e}, allowed {:e}",
                 self.config,
                 self.extra,
                 budget.allowed()
+            ))),
+        }
+    }
+}
+
+impl Case {
+    /// The largest error of a gradient as a share of what is allowed.
+    async fn gradients<T: GpuElement>(
+        &self,
+        gpu: &Gpu,
+        (problem, call): (&Problem, &Call),
+        (inputs, forward): (&HostInputs<'_, T>, &Forward<T>),
+        (wide, whole): (&HostInputs<'_, f64>, &Forward<f64>),
+    ) -> Result<f64, JsError> {
+        let saved = BackwardInputs::new(problem, forward, inputs.q.clone())?;
+        let got = gpu.backward(problem, inputs, &saved, call).await?;
+        let saved = BackwardInputs::new(problem, whole, wide.q.clone())?;
+        let truth = Reference::<f64>::new().backward(problem, wide, &saved, call)?;
+        let each = [(&got.dq, &truth.dq), (&got.dk, &truth.dk), (&got.dv, &truth.dv)];
+        let mut share = 0.0_f64;
+        for (got, truth) in each.into_iter().chain(got.dattn_bias.iter().zip(&truth.dattn_bias)) {
+            if got.shape != truth.shape || got.data.len() != truth.data.len() {
+                return Err(JsError::new("a gradient of another shape"));
+            }
+            let largest = truth.data.iter().fold(1.0_f64, |m, x| m.max(x.abs()));
+            let error = worst(got.data.iter().map(|x| f64::from(x.load())), &truth.data);
+            let epsilon = if T::STORAGE == Storage::F32 { 1e-5 } else { 4e-3 };
+            share = share.max(error / (epsilon * largest));
+        }
+        match share <= 1.0 {
+            true => Ok(share),
+            false => Err(JsError::new(&format!(
+                "{:?}, {:?}: a gradient is off by {share} times what is allowed",
+                self.config, self.extra
             ))),
         }
     }
