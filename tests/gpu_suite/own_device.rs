@@ -191,6 +191,7 @@ pub fn examples(gpu: &Gpu) -> Result<(), Failed> {
     for (name, says) in [
         ("gpu_minimal", "out [1, 100, 32], 1 dispatch"),
         ("own_device", "every value is 1.5: true"),
+        ("own_device_training", "every feature of dv adds up to 64: true"),
     ] {
         let out = crate::common::example(name).output()?;
         let text = String::from_utf8_lossy(&out.stdout);
