@@ -13,13 +13,14 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 24] = [
+const TESTS: [(&str, Test); 25] = [
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("gradients_match_the_oracle", gpu_suite::gradients::every_factor),
     ("gradients_have_the_same_bits_however_split", gpu_suite::gradients::same_bits),
     ("gradients_of_tensors_anywhere", gpu_suite::gradients::anywhere),
     ("a_model_learns_as_on_the_cpu", gpu_suite::gradients::model),
     ("gradients_at_the_edges", gpu_suite::gradients::edges),
+    ("gradients_of_long_windows", gpu_suite::gradients::long_windows),
     ("gradients_interleaved", gpu_suite::gradients::interleaved),
     ("gradients_of_what_does_not_fit", gpu_suite::gradients::every_error),
     ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer),

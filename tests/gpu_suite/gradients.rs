@@ -5,10 +5,10 @@ use libtest_mimic::Failed;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{
     BackwardTensors, BindError, Dtype, ForwardTensors, Gpu, GpuElement, GpuError, GpuOptions,
-    Layouts, PlanError, Storage, TensorView, Workspace,
+    Layouts, PlanError, Storage, TensorView, Tile, Workspace,
 };
 use local_attention::{
-    AttentionShape, BackwardInputs, Call, Element, Engine, Forward, Gradient, Gradients,
+    AttentionShape, BackwardInputs, Call, Dropout, Element, Engine, Forward, Gradient, Gradients,
     HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
@@ -417,6 +417,65 @@ fn alike(got: &Gradients<f32>, expected: &Gradients<f32>) -> Result<(), String> 
         }
     }
     Ok(())
+}
+
+/// About the largest windows that the engine takes on an adapter that ends loops: the CPU's gradients. What is hidden is
+/// shared by all queries, the costliest of all.
+pub fn long_windows(gpu: &Gpu) -> Result<(), Failed> {
+    const MOST: usize = 2048;
+    for (d, tile) in [(64, Tile::Tall), (256, Tile::Small)] {
+        let mut options = GpuOptions::default();
+        options.tile = Some(tile);
+        let gpu = gpu.with_options(options);
+        for (hidden, drops) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut keys = MOST;
+            loop {
+                assert!(keys >= 128, "d {d}, {tile:?}: every window is refused");
+                match long_window(&gpu, d, keys, (hidden, drops)) {
+                    Err(GpuError::Plan(PlanError::LoopTurns { .. })) => keys = keys * 15 / 16,
+                    Err(e) => return Err(fail(e)),
+                    Ok(Ok(())) => break,
+                    Ok(Err(e)) => {
+                        let what = format!("d {d}, {tile:?}, hidden {hidden}, dropout {drops}");
+                        return Err(format!("{what}, {keys} keys: {e}").into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One window of so many keys, a few of its queries computed.
+fn long_window(
+    gpu: &Gpu,
+    d: usize,
+    keys: usize,
+    (hidden, drops): (bool, bool),
+) -> Result<Result<(), String>, GpuError> {
+    let config = LocalAttentionConfig::new(keys as i64).look_forward(0).dropout(0.25);
+    let config = config.look_backward(0);
+    let mut noise = Noise::new(keys);
+    let mut tensor = || HostTensor::new(noise.normals(keys * d), [1, keys, d]).unwrap();
+    let mut inputs = HostInputs::new(tensor(), tensor(), tensor());
+    let mut shape = AttentionShape::new([1], keys, d).with_lse();
+    if hidden {
+        inputs = inputs.with_mask(HostTensor::new(vec![false; keys], [1, keys]).unwrap());
+        shape = shape.with_mask(1, keys);
+    } else if drops {
+        let bias = HostTensor::new(vec![0.5; keys], [1, 1, keys]).unwrap();
+        inputs = inputs.with_attn_bias(bias);
+        shape = shape.with_bias(1, 1, keys);
+    }
+    let problem = LocalAttention::new(config).unwrap().problem(&shape).unwrap();
+    let call = match drops {
+        true => Call::with_dropout(Dropout { seed: 7, offset: 0 }),
+        false => Call::default(),
+    };
+    let forward = Cpu::new().forward(&problem, &inputs, &call).unwrap();
+    let saved = BackwardInputs::new(&problem, &forward, tensor()).unwrap();
+    let got = gpu.backward_blocking(&problem, &inputs, &saved, &call)?;
+    Ok(alike(&got, &Cpu::new().backward(&problem, &inputs, &saved, &call).unwrap()))
 }
 
 /// Keys and values that heads share by strides of 0, both, or one of them, or along other dimensions.
