@@ -148,7 +148,7 @@ fn finish_gradients(packed_row: u32, first: u32) {
                 by_logit[at] = weight * (by_weight - known.z);
                 // Where there is no weight the product need not be finite. The logit of a query's own position is
                 // a constant.
-                if weight == 0.0 || on(SHARED_QK) && block.start + row_group * TQ + i == first + slot {
+                if weight == 0.0 || (on(SHARED_QK) && block.start + row_group * TQ + i == first + slot) {
                     by_logit[at] = 0.0;
                 }
             }
