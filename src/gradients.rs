@@ -227,10 +227,4 @@ impl Shapes {
             v_rows,
         }
     }
-
-    /// Those of the gradients there are, in their order.
-    #[cfg(feature = "gpu")]
-    pub(crate) fn all(&self) -> impl Iterator<Item = &[usize]> {
-        [&self.dq, &self.dk, &self.dv].into_iter().chain(&self.bias).map(|shape| &shape[..])
-    }
 }

@@ -1,5 +1,7 @@
 //! Binding numbers: nowhere else.
 
+use std::ops::Range;
+
 use super::params::{Params, View};
 use super::shader::Kernel;
 
@@ -180,13 +182,19 @@ impl<'a> Bindings<'a> {
     }
 }
 
-/// What a kernel's slots hold, by number.
-pub(super) fn numbered<'a, const N: usize>(
+/// What slots hold, by number; of those that a kernel has.
+pub(super) fn numbered<'a>(
     kernel: Kernel,
-    slots: [(Slot, wgpu::BufferBinding<'a>); N],
+    slots: impl IntoIterator<Item = (Slot, wgpu::BufferBinding<'a>)>,
 ) -> Vec<(u32, wgpu::BufferBinding<'a>)> {
     let number = |slot| places(kernel).find(|place| place.slot == slot).map(|p| p.number);
     slots.into_iter().filter_map(|(slot, binding)| Some((number(slot)?, binding))).collect()
+}
+
+/// Some bytes of a buffer.
+pub(super) fn range(buffer: &wgpu::Buffer, bytes: Range<u64>) -> wgpu::BufferBinding<'_> {
+    let size = std::num::NonZeroU64::new(bytes.end - bytes.start);
+    wgpu::BufferBinding { buffer, offset: bytes.start, size }
 }
 
 /// All of a buffer.

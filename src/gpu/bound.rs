@@ -120,19 +120,18 @@ impl Plan {
             params.flags &= !params::BIAS_VARIES;
             params.key_end = uniforms::key_end(&self.problem, false);
         }
-        let places: Vec<_> = bindings::places(self.key().kernel).collect();
-        let mut all = Vec::new();
-        for binding in laid.bindings(self, chunk) {
+        let bound = laid.bindings(self, chunk);
+        for binding in &bound {
             for &slot in &binding.tensors {
                 if let Some(field) = slot.view(&mut params) {
-                    *field = laid.view(slot, &binding);
+                    *field = laid.view(slot, binding);
                 }
             }
-            let place = places.iter().find(|place| place.slot == binding.home);
-            all.extend(place.map(|place| (place.number, binding.of_buffer())));
         }
+        let homes = bound.into_iter().map(|b| (b.home, bindings::range(b.buffer, b.bytes)));
         let key = self.key();
-        Dispatch { key, pipelines, params, bindings: all, workgroups: self.workgroups(chunk) }
+        let bindings = bindings::numbered(key.kernel, homes);
+        Dispatch { key, pipelines, params, bindings, workgroups: self.workgroups(chunk) }
     }
 }
 
@@ -162,11 +161,12 @@ impl Bound {
                 let Dispatch { key, pipelines, params, bindings, workgroups } = dispatch;
                 queue.write_buffer(&uniforms, offset, bytemuck::bytes_of(&params));
                 let mut all = Bindings::new(workspace::uniforms(&uniforms), &plan.nothing);
-                let mut places = bindings::places(key.kernel);
-                if let Some(place) = places.find(|p| p.slot == Slot::Tables) {
-                    all.set(place.number, bindings::whole(&plan.tables));
-                }
-                bindings.into_iter().for_each(|(number, binding)| all.set(number, binding));
+                let tables = [(Slot::Tables, bindings::whole(&plan.tables))];
+                let tables = bindings::numbered(key.kernel, tables);
+                tables
+                    .into_iter()
+                    .chain(bindings)
+                    .for_each(|(number, binding)| all.set(number, binding));
                 let group = |all: Bindings<'_>| all.group(device, gpu.group_layout());
                 let own = group(all.clone());
                 all.set(0, workspace.binding());
@@ -222,7 +222,7 @@ impl Bound {
         workspace.check_room(self.workspace_slots(call))?;
         // Nothing is recorded unless all is.
         self.parts.iter().try_for_each(|part| self.check_loops(part, call))?;
-        (0..self.parts.len()).try_for_each(|i| self.encode_chunk(i, pass, workspace, call))
+        self.parts.iter().try_for_each(|part| self.record(part, pass, workspace, call))
     }
 
     /// Records one dispatch of a call; one past the last does nothing.
@@ -239,6 +239,16 @@ impl Bound {
         let Some(part) = self.parts.get(chunk) else { return Ok(()) };
         self.check_workspace(workspace)?;
         self.check_loops(part, call)?;
+        self.record(part, pass, workspace, call)
+    }
+
+    fn record(
+        &self,
+        part: &Part,
+        pass: &mut wgpu::ComputePass<'_>,
+        workspace: &mut Workspace,
+        call: &Call,
+    ) -> Result<(), BindError> {
         pass.set_pipeline(part.pipelines.of(call));
         match part.dropping.as_ref().zip(call.dropout) {
             None => pass.set_bind_group(0, &part.group, &[part.offset]),

@@ -43,6 +43,25 @@ impl Chunk {
     }
 }
 
+/// Two halves of some rows, or of the positions of one, at a multiple of a block: the later one first. None where that
+/// is as small as it gets.
+pub(super) fn halves(
+    rows: &Range<usize>,
+    positions: &Range<usize>,
+    block: usize,
+) -> Option<[(Range<usize>, Range<usize>); 2]> {
+    if rows.len() > 1 {
+        let cut = rows.start.midpoint(rows.end);
+        return Some([(cut..rows.end, positions.clone()), (rows.start..cut, positions.clone())]);
+    }
+    let mut cut = positions.start.midpoint(positions.end).next_multiple_of(block);
+    if cut >= positions.end {
+        cut = positions.end.saturating_sub(1) / block * block;
+    }
+    let inside = cut > positions.start && cut < positions.end;
+    inside.then(|| [(rows.clone(), cut..positions.end), (rows.clone(), positions.start..cut)])
+}
+
 impl Plan {
     /// Workgroups of a part.
     pub(super) fn workgroups(&self, chunk: &Chunk) -> [u32; 3] {
@@ -82,18 +101,8 @@ impl Plan {
                 done.push(chunk);
                 continue;
             }
-            let block = self.base.block_len as usize;
-            let mut middle = queries.start.midpoint(queries.end).next_multiple_of(block);
-            if middle >= queries.end {
-                middle = (queries.end - 1) / block * block;
-            }
-            if rows.len() > 1 {
-                let cut = rows.start.midpoint(rows.end);
-                open.push((cut..rows.end, queries.clone()));
-                open.push((rows.start..cut, queries));
-            } else if middle > queries.start && middle < queries.end {
-                open.push((rows.clone(), middle..queries.end));
-                open.push((rows, queries.start..middle));
+            if let Some(halves) = halves(&rows, &queries, self.base.block_len as usize) {
+                open.extend(halves);
             } else if let (Err(_), Some(cut)) = (&fit, self.bias_cut(&queries)) {
                 open.push((rows.clone(), cut..queries.end));
                 open.push((rows, queries.start..cut));

@@ -218,20 +218,12 @@ pub(super) struct Binding<'a> {
     pub(super) tensors: Vec<Slot>,
 }
 
-impl<'a> Binding<'a> {
+impl Binding<'_> {
     /// What it is called in an error.
     pub(super) fn name(&self) -> &'static str {
         match self.tensors.len() {
             1 => self.home.tensor(),
             _ => "the range of out's buffer from its first tensor to its last",
-        }
-    }
-
-    pub(super) fn of_buffer(&self) -> wgpu::BufferBinding<'a> {
-        wgpu::BufferBinding {
-            buffer: self.buffer,
-            offset: self.bytes.start,
-            size: std::num::NonZeroU64::new(self.bytes.end - self.bytes.start),
         }
     }
 

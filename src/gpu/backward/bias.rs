@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use super::bind::{Binder, THREADS, grid};
-use super::tensors::binding;
 use crate::gpu::bindings::{self, Slot};
 use crate::gpu::bound::Dispatch;
 use crate::gpu::chunk::Chunk;
@@ -302,7 +301,7 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
             check_fit([("dattn_bias in f32", bytes.end - bytes.start)], gpu.max_binding_bytes())?;
             let bindings = bindings::numbered(
                 Kernel::Fold,
-                [(Slot::Parts, bindings::whole(parts)), (Slot::Sums, binding(sums, bytes))],
+                [(Slot::Parts, bindings::whole(parts)), (Slot::Sums, bindings::range(sums, bytes))],
             );
             let workgroups = [(end - start).div_ceil(THREADS) as u32, 1, 1];
             let pipelines = pipelines.clone();

@@ -115,8 +115,8 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
             params.key_end = uniforms::key_end(self.problem(), false);
         }
         let mut bindings = self.laid.bind(plan, key.kernel, chunk, &mut params);
-        let tables = bindings::places(key.kernel).find(|place| place.slot == Slot::Tables);
-        bindings.extend(tables.map(|place| (place.number, bindings::whole(&self.scratch.aux))));
+        let tables = [(Slot::Tables, bindings::whole(&self.scratch.aux))];
+        bindings.extend(bindings::numbered(key.kernel, tables));
         params.stats = (self.scratch.stats as u32).wrapping_sub(shape.query.start as u32);
         params.stats_len = shape.query.len() as u32;
         if shape.mask.is_some() && key.kernel != Kernel::Mask {

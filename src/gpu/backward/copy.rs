@@ -1,9 +1,9 @@
 //! Gradients in f32, copied to where and how the caller wants them.
 
 use super::bind::{Binder, THREADS};
-use super::tensors::binding;
 use crate::gpu::bindings::{self, Slot};
 use crate::gpu::bound::Dispatch;
+use crate::gpu::chunk::halves;
 use crate::gpu::error::BindError;
 use crate::gpu::layout::{Laid, check_fit, merge_leading, normalise};
 use crate::gpu::params::Params;
@@ -62,8 +62,8 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
             let fit = check_fit(sizes, limit);
             let blocks = (range.len() * quads).div_ceil(THREADS);
             let most = gpu.max_workgroups() as usize;
-            let one = rows.len() == 1 && range.len() == 1;
-            if fit.is_ok() && (blocks <= most && rows.len() <= most || one) {
+            let halves = halves(&rows, &range, 1);
+            if fit.is_ok() && (blocks <= most && rows.len() <= most || halves.is_none()) {
                 let params = Params {
                     query_start: range.start as u32,
                     query_end: range.end as u32,
@@ -75,8 +75,10 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
                     out: laid.view(written.start),
                     ..Params::default()
                 };
-                let both =
-                    [(Slot::From, binding(from, read)), (Slot::Out, binding(to.buffer, written))];
+                let both = [
+                    (Slot::From, bindings::range(from, read)),
+                    (Slot::Out, bindings::range(to.buffer, written)),
+                ];
                 let bindings = bindings::numbered(Kernel::Copy, both);
                 // More than one where a single position has more features than a grid.
                 for first in (0..blocks).step_by(most) {
@@ -85,14 +87,8 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
                     let (pipelines, bindings) = (pipelines.clone(), bindings.clone());
                     all.push(Dispatch { key, pipelines, params, bindings, workgroups });
                 }
-            } else if rows.len() > 1 {
-                let cut = rows.start.midpoint(rows.end);
-                open.push((cut..rows.end, range.clone()));
-                open.push((rows.start..cut, range));
-            } else if range.len() > 1 {
-                let cut = range.start.midpoint(range.end);
-                open.push((rows.clone(), cut..range.end));
-                open.push((rows, range.start..cut));
+            } else if let Some(halves) = halves {
+                open.extend(halves);
             } else {
                 fit?;
             }

@@ -62,25 +62,22 @@ impl Gpu {
         let layouts = Layouts::contiguous(T::STORAGE, problem);
         let plan = self.plan_backward(problem, &layouts).await?;
         let uploaded = Uploaded::new(self, problem, inputs, saved, (&shapes, wait)).await?;
-        let results = uploaded.compute(&plan, self, (call, wait)).await?;
-        let mut gradients = Vec::new();
-        for (buffer, shape) in results.into_iter().zip(shapes.all()) {
-            gradients.push(self.gradient(buffer, shape, wait).await?);
-        }
-        let mut gradients = gradients.into_iter();
-        let mut next = || gradients.next();
-        let all = (next(), next(), next());
-        let (Some(dq), Some(dk), Some(dv)) = all else {
-            return Err(RunError::MissingTensor { tensor: "dq" }.into());
-        };
-        Ok(Gradients { dq, dk, dv, dattn_bias: next() })
+        uploaded.compute(&plan, self, (call, wait)).await?;
+        Ok(Gradients {
+            dq: self.gradient(&uploaded.dq, wait).await?,
+            dk: self.gradient(&uploaded.dk, wait).await?,
+            dv: self.gradient(&uploaded.dv, wait).await?,
+            dattn_bias: match &uploaded.dattn_bias {
+                Some(placed) => Some(self.gradient(placed, wait).await?),
+                None => None,
+            },
+        })
     }
 
     /// A gradient, read back piece by piece.
     async fn gradient<T: GpuElement>(
         &self,
-        from: &wgpu::Buffer,
-        shape: &[usize],
+        Placed { buffer, shape, .. }: &Placed,
         wait: Wait,
     ) -> Result<Gradient<T>, GpuError> {
         let features = shape.last().copied().unwrap_or(1);
@@ -104,7 +101,7 @@ impl Gpu {
                     .device()
                     .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 let at = (first * row) as u64;
-                encoder.copy_buffer_to_buffer(from, at, &back, 0, Some(bytes));
+                encoder.copy_buffer_to_buffer(buffer, at, &back, 0, Some(bytes));
                 self.queue().submit([encoder.finish()]);
                 back
             })
@@ -114,7 +111,7 @@ impl Gpu {
                 data.extend(row.chunks_exact(size).take(features).map(T::take));
             }
         }
-        Ok(Gradient { data, shape: shape.to_vec() })
+        Ok(Gradient { data, shape: shape.clone() })
     }
 }
 
@@ -127,6 +124,45 @@ struct Placed {
 }
 
 impl Placed {
+    /// Room for so many bytes.
+    async fn new(
+        gpu: &Gpu,
+        (name, bytes): (&'static str, u64),
+        dtype: Dtype,
+        (shape, strides): (Vec<usize>, Vec<i64>),
+    ) -> Result<Self, GpuError> {
+        // Kernels read whole words, and four numbers at a time.
+        let size = bytes.saturating_add(16) / 16 * 16;
+        check_fit([(name, size)], gpu.device().limits().max_buffer_size)?;
+        let buffer = checked(gpu.both(), "placing the tensors of a call", || {
+            let usage = wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_DST
+                | wgpu::BufferUsages::COPY_SRC;
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(name),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        })
+        .await?;
+        Ok(Self { buffer, dtype, shape, strides })
+    }
+
+    /// Room for a gradient.
+    async fn result(
+        gpu: &Gpu,
+        name: &'static str,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<Self, GpuError> {
+        let (leading, last) = shape.split_at(shape.len() - 2);
+        let row_bytes = last[0] as u64 * padded(last[1]) as u64 * dtype.bytes();
+        let bytes = leading.iter().fold(row_bytes, |n, &size| n.saturating_mul(size as u64));
+        let strides = strides(shape, leading);
+        Self::new(gpu, (name, bytes), dtype, (shape.to_vec(), strides)).await
+    }
+
     fn view(&self) -> TensorView<'_> {
         let view = TensorView::contiguous(&self.buffer, self.dtype, self.shape.clone());
         view.with_strides_elems(self.strides.clone())
@@ -143,8 +179,11 @@ struct Uploaded {
     lse: Placed,
     mask: Option<Placed>,
     bias: Option<Placed>,
-    /// dq, dk, dv, and dattn_bias where it is wanted.
-    results: Vec<Placed>,
+    dq: Placed,
+    dk: Placed,
+    dv: Placed,
+    /// Where it is wanted.
+    dattn_bias: Option<Placed>,
 }
 
 impl Uploaded {
@@ -194,10 +233,10 @@ impl Uploaded {
             }),
         };
         let dtype = Dtype::from(T::STORAGE);
-        let mut results = Vec::new();
-        for (name, shape) in ["dq", "dk", "dv", "dattn_bias"].into_iter().zip(shapes.all()) {
-            results.push(result(gpu, name, dtype, shape, wait).await?);
-        }
+        let dattn_bias = match &shapes.bias {
+            Some(shape) => Some(Placed::result(gpu, "dattn_bias", dtype, shape).await?),
+            None => None,
+        };
         Ok(Self {
             q: upload("q", &inputs.q, None).place(gpu, wait).await?,
             k: upload("k", &inputs.k, Some(&shapes.k_rows)).place(gpu, wait).await?,
@@ -207,26 +246,28 @@ impl Uploaded {
             lse: lse.place(gpu, wait).await?,
             mask,
             bias,
-            results,
+            dq: Placed::result(gpu, "dq", dtype, &shapes.dq).await?,
+            dk: Placed::result(gpu, "dk", dtype, &shapes.dk).await?,
+            dv: Placed::result(gpu, "dv", dtype, &shapes.dv).await?,
+            dattn_bias,
         })
     }
 
-    /// Binds, records and submits part by part; the gradients' buffers.
+    /// Binds, records and submits part by part.
     async fn compute(
         &self,
         plan: &BackwardPlan,
         gpu: &Gpu,
         (call, wait): (&Call, Wait),
-    ) -> Result<Vec<&wgpu::Buffer>, GpuError> {
+    ) -> Result<(), GpuError> {
         let mut forward =
             ForwardTensors::new(self.q.view(), self.k.view(), self.v.view(), self.out.view());
         forward.lse = Some(self.lse.view());
         forward.mask = self.mask.as_ref().map(Placed::view);
         forward.attn_bias = self.bias.as_ref().map(Placed::view);
-        let [dq, dk, dv, rest @ ..] = &self.results[..] else { return Ok(Vec::new()) };
-        let mut tensors =
-            BackwardTensors::new(forward, self.dout.view(), dq.view(), dk.view(), dv.view());
-        tensors.dattn_bias = rest.first().map(Placed::view);
+        let [dq, dk, dv] = [&self.dq, &self.dk, &self.dv].map(Placed::view);
+        let mut tensors = BackwardTensors::new(forward, self.dout.view(), dq, dk, dv);
+        tensors.dattn_bias = self.dattn_bias.as_ref().map(Placed::view);
         let mut workspace = Workspace::new(gpu, 1).await?;
         let bound = plan.bind(&tensors, &workspace).await?;
         for part in 0..bound.chunks() {
@@ -248,11 +289,11 @@ impl Uploaded {
             workspace.recall();
             gpu.finished(wait).await?;
         }
-        Ok(self.results.iter().map(|result| &result.buffer).collect())
+        Ok(())
     }
 }
 
-/// A tensor to be uploaded, or, without rows, to be written.
+/// A tensor to be uploaded.
 struct Upload<'u> {
     name: &'static str,
     dtype: Dtype,
@@ -267,28 +308,15 @@ struct Upload<'u> {
 impl Upload<'_> {
     /// A buffer with all of it.
     async fn place(self, gpu: &Gpu, wait: Wait) -> Result<Placed, GpuError> {
-        let bytes = (self.rows as u64).saturating_mul(self.row_bytes as u64);
-        // Kernels read whole words, and four numbers at a time.
-        let size = bytes.saturating_add(16) / 16 * 16;
-        check_fit([(self.name, size)], gpu.device().limits().max_buffer_size)?;
-        let buffer = checked(gpu.both(), "placing the tensors of a call", || {
-            let usage = wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_DST
-                | wgpu::BufferUsages::COPY_SRC;
-            gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some(self.name),
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
-        })
-        .await?;
+        let Self { name, dtype, shape, strides, rows, row_bytes, row: bytes_of } = self;
+        let bytes = (rows as u64).saturating_mul(row_bytes as u64);
+        let placed = Placed::new(gpu, (name, bytes), dtype, (shape, strides)).await?;
         let mut waiting = 0;
-        for i in 0..self.rows {
-            let row = (self.row)(i)?;
+        for i in 0..rows {
+            let row = bytes_of(i)?;
             for (n, piece) in row.chunks(STAGING_BYTES).enumerate() {
-                let at = (i * self.row_bytes + n * STAGING_BYTES) as u64;
-                let write = || gpu.queue().write_buffer(&buffer, at, piece);
+                let at = (i * row_bytes + n * STAGING_BYTES) as u64;
+                let write = || gpu.queue().write_buffer(&placed.buffer, at, piece);
                 checked(gpu.both(), "placing the tensors of a call", write).await?;
                 waiting += piece.len();
                 // What is written waits in memory of its own until it is submitted.
@@ -299,26 +327,8 @@ impl Upload<'_> {
                 }
             }
         }
-        let Self { dtype, shape, strides, .. } = self;
-        Ok(Placed { buffer, dtype, shape, strides })
+        Ok(placed)
     }
-}
-
-/// A gradient, to be written.
-async fn result(
-    gpu: &Gpu,
-    name: &'static str,
-    dtype: Dtype,
-    shape: &[usize],
-    wait: Wait,
-) -> Result<Placed, GpuError> {
-    let (leading, last) = shape.split_at(shape.len() - 2);
-    let strides = strides(shape, leading);
-    let row_bytes = last[0] * padded(last[1]) * dtype.bytes() as usize;
-    let rows = leading.iter().product();
-    let row = Box::new(|_| Ok(Vec::new()));
-    let shape = shape.to_vec();
-    Upload { name, dtype, shape, strides, rows, row_bytes, row }.place(gpu, wait).await
 }
 
 /// Strides of rows of padded features, one after the other; 0 along dimensions that `stored` has as 1 though the

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::bind::Binder;
 use crate::gpu::bound::Dispatch;
-use crate::gpu::chunk::Chunk;
+use crate::gpu::chunk::{Chunk, halves};
 use crate::gpu::error::BindError;
 use crate::gpu::params;
 use crate::gpu::shader::{Features, Kernel};
@@ -51,8 +51,8 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
                 let blocks = keys.len().div_ceil(block);
                 let flops = groups.len() as f64 * keys.len() as f64 * plan.flops_of_row();
                 let small = groups.len() <= most && blocks <= most && flops <= most_flops;
-                let middle = keys.start.midpoint(keys.end).next_multiple_of(block);
-                if fit.is_ok() && (small || groups.len() == 1 && blocks == 1) {
+                let halves = halves(&groups, &keys, block);
+                if fit.is_ok() && (small || halves.is_none()) {
                     // Of blocks of values one computes dk.
                     let values = if flags & params::DV == 0 { 1 } else { plan.value_blocks() };
                     let workgroups = [blocks as u32, groups.len() as u32, values as u32];
@@ -67,14 +67,8 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
                         // Blocks end with the part.
                         params.key_end = keys.end as u32;
                     }));
-                } else if groups.len() > 1 {
-                    let cut = groups.start.midpoint(groups.end);
-                    open.push((cut..groups.end, keys.clone()));
-                    open.push((groups.start..cut, keys));
-                } else if blocks > 1 {
-                    let cut = if middle < keys.end { middle } else { keys.start + block };
-                    open.push((groups.clone(), cut..keys.end));
-                    open.push((groups, keys.start..cut));
+                } else if let Some(halves) = halves {
+                    open.extend(halves);
                 } else {
                     fit?;
                 }

@@ -275,14 +275,8 @@ impl<'a> LaidBackward<'a> {
             if let Some((laid, view)) = laid.zip(place.slot.view(params)) {
                 *view = laid.laid.view(bytes.start);
             }
-            (place.number, binding(buffer, bytes))
+            (place.number, bindings::range(buffer, bytes))
         };
         ranges.into_iter().map(bind).collect()
     }
-}
-
-/// A range of a buffer.
-pub(super) fn binding(buffer: &wgpu::Buffer, bytes: Range<u64>) -> wgpu::BufferBinding<'_> {
-    let size = std::num::NonZeroU64::new(bytes.end - bytes.start);
-    wgpu::BufferBinding { buffer, offset: bytes.start, size }
 }
