@@ -6,6 +6,7 @@
 
 use std::f64::consts::LN_2;
 
+use super::ahead::{ask, turn};
 use super::block::{Block, Job};
 use super::by_logits::{by_logits, pack, pack_outputs};
 use super::forward::{Columns, LOGITS_ROW, TILES, add_features, add_rows, whole_vectors};
@@ -37,19 +38,37 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
         let Self { job, saved, block, scratch, dq, dk, dv } = self;
         let inputs = RowInputs::new(job, &block);
         let rows = block.queries.len();
+        let kv_row = job.problem.kv_row(block.row);
         let (d, width) = (inputs.head_dim(), job.problem.shape.value_dim);
         inputs.pack_queries::<S, MR>(scratch);
         let empty = pack_outputs::<S, MR, T>(&inputs, saved, scratch);
         let (qk, values) = (scratch.head_stride, scratch.value_stride);
         scratch.back.dq[..rows.next_multiple_of(MR) * qk].fill(0.0);
-        for (first, present) in block.key_blocks(job.problem) {
+        let mut key_blocks = block.key_blocks(job.problem).peekable();
+        while let Some((first, present)) = key_blocks.next() {
+            let next = key_blocks.peek().map(|(_, present)| present.clone());
             pack::<S, T>(&inputs, scratch, first, &present);
             let columns = present.start - first..(present.end - first).next_multiple_of(S::LANES);
             scratch.back.dk[columns.start * qk..(columns.end + MR) * qk].fill(0.0);
             scratch.back.dv[columns.start * values..(columns.end + MR) * values].fill(0.0);
             for start in (0..rows).step_by(TILES * MR) {
                 let group = start..rows.min(start + TILES * MR);
-                let tiles = by_logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
+                let tiles = by_logits::<S, MR, T>(
+                    &inputs,
+                    scratch,
+                    group.clone(),
+                    (first, &present),
+                    |r| {
+                        for u in turn(&present, r, rows) {
+                            dk.ask(kv_row, u);
+                            dv.ask(kv_row, u);
+                        }
+                        match &next {
+                            Some(keys) => inputs.ask_keys(turn(keys, r, rows)),
+                            None => ask(dq[r * d..][..d].as_ptr(), d),
+                        }
+                    },
+                );
                 clear_between::<S, MR>(&tiles, &mut scratch.logits);
                 clear_between::<S, MR>(&tiles, &mut scratch.back.by_logits);
                 let back = &mut scratch.back;
@@ -72,7 +91,6 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
                     (&mut back.dk, qk),
                 );
             }
-            let kv_row = job.problem.kv_row(block.row);
             for u in present {
                 let row = &mut scratch.back.dk[(u - first) * qk..][..d];
                 inputs.key_back(u, row, &mut scratch.buffer);

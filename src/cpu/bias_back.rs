@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::Cpu;
+use super::ahead::turn;
 use super::block::{Block, Blocks, Job};
 use super::by_logits::{by_logits, pack, pack_outputs};
 use super::forward::{LOGITS_ROW, TILES, whole_vectors};
@@ -91,11 +92,23 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
         let row_of = |t: usize| t % geometry.window() % shape.queries * shape.slots;
         inputs.pack_queries::<S, MR>(scratch);
         pack_outputs::<S, MR, T>(&inputs, saved, scratch);
-        for (first, present) in block.key_blocks(job.problem) {
+        let mut key_blocks = block.key_blocks(job.problem).peekable();
+        while let Some((first, present)) = key_blocks.next() {
+            let next = key_blocks.peek().map(|(_, present)| present.clone());
             pack::<S, T>(&inputs, scratch, first, &present);
             for start in (0..rows).step_by(TILES * MR) {
                 let group = start..rows.min(start + TILES * MR);
-                let tiles = by_logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
+                let tiles = by_logits::<S, MR, T>(
+                    &inputs,
+                    scratch,
+                    group.clone(),
+                    (first, &present),
+                    |r| {
+                        if let Some(keys) = &next {
+                            inputs.ask_keys(turn(keys, r, rows));
+                        }
+                    },
+                );
                 for r in group {
                     let vectors = whole_vectors::<S>(&tiles[(r - start) / MR]);
                     let t = inputs.query(r);

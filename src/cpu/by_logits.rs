@@ -99,14 +99,15 @@ fn sum_again<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
 }
 
 /// For a group of queries and a block of keys: weights, kept ones, in the tile of logits, and the gradients by
-/// logits. Both are there over the whole vectors around each tile's columns.
+/// logits. Both are there over the whole vectors around each tile's columns. `ask`: asks for memory that is needed
+/// next, with each row.
 #[inline(always)]
 pub(super) fn by_logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     inputs: &RowInputs<'_, T>,
     scratch: &mut Scratch,
     group: Range<usize>,
-    first: usize,
-    present: &Range<usize>,
+    (first, present): (usize, &Range<usize>),
+    ask: impl Fn(usize),
 ) -> [Columns; TILES] {
     let width = inputs.problem().shape.value_dim;
     let tiles = logits::<S, MR, T>(inputs, scratch, group.clone(), first, present);
@@ -114,6 +115,7 @@ pub(super) fn by_logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>
     let rows = &back.dout[group.start * width..];
     products::<S, MR>(&tiles, rows, &scratch.v, width, &mut back.by_logits);
     for r in group.clone() {
+        ask(r);
         let vectors = whole_vectors::<S>(&tiles[(r - group.start) / MR]);
         let at = (r - group.start) * LOGITS_ROW;
         let weights = &mut scratch.logits[at..][vectors.clone()];

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::ahead::ask;
 use crate::gradients::SharedRows;
 
 /// dk or dv, `[row, key, feature]`.
@@ -22,6 +23,16 @@ impl<'a> KeyRows<'a> {
         Self { at: all.as_mut_ptr(), len: all.len(), keys, width, rows, all: PhantomData }
     }
 
+    fn start(&self, kv_row: usize, key: usize) -> usize {
+        (self.rows.of(kv_row) * self.keys + key) * self.width
+    }
+
+    /// Asks for the memory of a key's gradient.
+    #[inline(always)]
+    pub(super) fn ask(&self, kv_row: usize, key: usize) {
+        ask(self.at.wrapping_add(self.start(kv_row, key)), self.width);
+    }
+
     /// The gradient of one key, of a packed row of k or v.
     ///
     /// # Safety
@@ -29,7 +40,7 @@ impl<'a> KeyRows<'a> {
     #[expect(clippy::mut_from_ref, reason = "keys of different blocks do not overlap")]
     #[inline]
     pub(super) unsafe fn of(&self, kv_row: usize, key: usize) -> &mut [f32] {
-        let start = (self.rows.of(kv_row) * self.keys + key) * self.width;
+        let start = self.start(kv_row, key);
         assert!(key < self.keys && start + self.width <= self.len);
         // SAFETY: inside the slice this was made of, and nobody else's as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(start), self.width) }

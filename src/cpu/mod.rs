@@ -5,6 +5,7 @@
 //! softmax is carried along online. Results do not depend on the number of threads, nor on how the
 //! queries are cut into calls.
 
+mod ahead;
 mod backward;
 mod bias_back;
 mod block;

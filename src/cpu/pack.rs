@@ -14,7 +14,7 @@ use crate::{Element, Problem};
 pub(super) struct RowInputs<'a, T: Element> {
     pub(super) job: &'a Job<'a, T>,
     pub(super) block: &'a Block,
-    q: RowView<'a, T>,
+    pub(super) q: RowView<'a, T>,
     pub(super) k: RowView<'a, T>,
     pub(super) v: RowView<'a, T>,
     pub(super) mask: Option<MaskRow<'a>>,

@@ -1,7 +1,7 @@
 //! Memory of a thread, used again from call to call.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use super::forward::{KEYS, LOGITS_ROW, MAX_LANES, MAX_TILE_ROWS, TILES};
 use super::kernel::RowState;
@@ -13,22 +13,22 @@ use crate::{Problem, RunError};
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Queries, `[row][feature]`.
-    pub(super) q: Vec<f32>,
+    pub(super) q: Floats,
     /// The keys each query sees.
     pub(super) visible: Vec<Range<usize>>,
     /// Keys, `[vector][feature][key of the vector]`.
-    pub(super) k: Vec<f32>,
+    pub(super) k: Floats,
     /// Values, `[key][feature]`, features padded to whole vectors.
-    pub(super) v: Vec<f32>,
+    pub(super) v: Floats,
     /// 0 for a key that the mask lets through, else minus infinity.
-    pub(super) key_mask: Vec<f32>,
+    pub(super) key_mask: Floats,
     /// Keys before they are packed, `[key][feature]`, and what rotating one needs.
-    pub(super) features: Vec<f32>,
-    pub(super) buffer: Vec<f32>,
+    pub(super) features: Floats,
+    pub(super) buffer: Floats,
     /// Logits, then weights, `[row][key]`.
-    pub(super) logits: Vec<f32>,
+    pub(super) logits: Floats,
     /// Unnormalised output, `[row][feature]`.
-    pub(super) out: Vec<f32>,
+    pub(super) out: Floats,
     pub(super) state: Vec<RowState>,
     pub(super) value_stride: usize,
     /// Features of queries and keys, padded to whole vectors.
@@ -40,18 +40,18 @@ pub(super) struct Scratch {
 #[derive(Default)]
 pub(super) struct Backward {
     /// Gradients by outputs, `[row][feature]`, and their products with the outputs.
-    pub(super) dout: Vec<f32>,
-    pub(super) product: Vec<f32>,
+    pub(super) dout: Floats,
+    pub(super) product: Floats,
     /// A row's weights are `exp2(logit - lse) * factor`; `lse` is infinity for rows that saw nothing.
-    pub(super) lse: Vec<f32>,
-    pub(super) factor: Vec<f32>,
+    pub(super) lse: Floats,
+    pub(super) factor: Floats,
     /// Gradients by weights, then by logits, `[row][key]`; and a row of weights before dropout.
-    pub(super) by_logits: Vec<f32>,
-    pub(super) dropped: Vec<f32>,
+    pub(super) by_logits: Floats,
+    pub(super) dropped: Floats,
     /// Gradients, `[row or key][feature]`, features padded to whole vectors.
-    pub(super) dq: Vec<f32>,
-    pub(super) dk: Vec<f32>,
-    pub(super) dv: Vec<f32>,
+    pub(super) dq: Floats,
+    pub(super) dk: Floats,
+    pub(super) dv: Floats,
 }
 
 impl Scratch {
@@ -126,7 +126,7 @@ impl Scratch {
             let result = work(scratch);
             // Features by the thousand are rare: do not keep what they took.
             let Self { q, k, v, out, features, back, .. } = &*scratch;
-            let kept = [q, k, v, out, features, &back.dq, &back.dk, &back.dv].map(Vec::len);
+            let kept = [q, k, v, out, features, &back.dq, &back.dk, &back.dv].map(|x| x.len());
             if kept.iter().sum::<usize>() > 3 * 4096 * KEYS {
                 *scratch = Self::default();
             }
@@ -135,10 +135,39 @@ impl Scratch {
     }
 }
 
-fn grow(data: &mut Vec<f32>, dims: &[usize]) -> Result<(), RunError> {
+/// Floats from the start of a cache line on: vectors as long as a line that cross two of them take twice as long.
+#[derive(Default)]
+pub(super) struct Floats {
+    data: Vec<f32>,
+    start: usize,
+}
+
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        &self.data[self.start..]
+    }
+}
+
+impl DerefMut for Floats {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data[self.start..]
+    }
+}
+
+fn grow(floats: &mut Floats, dims: &[usize]) -> Result<(), RunError> {
     let elements = saturating_product(dims);
-    if elements > data.len() as u128 {
-        *data = zeros("scratch", dims)?;
+    if elements > floats.len() as u128 {
+        let len = usize::try_from(elements).unwrap_or(usize::MAX).saturating_add(LINE);
+        let data: Vec<f32> = zeros("scratch", &[len])?;
+        let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        *floats = Floats { data, start };
     }
     Ok(())
 }

@@ -59,8 +59,6 @@ impl Simd for Avx512 {
             // Results below the normal numbers are 0, and not computed: they would cost an assist
             // of the processor each, and every hidden key has one. A NaN is not less: it stays.
             let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-126.0));
-            // The clamp keeps x - n finite; where x is NaN, max gives its second operand.
-            let x = _mm512_max_ps(_mm512_set1_ps(-126.0), x);
             let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             let f = _mm512_sub_ps(x, n);
             let mut p = _mm512_set1_ps(EXP2[6]);
