@@ -1,7 +1,7 @@
 //! The parts of the test suite, each a list of cargo commands.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use crate::{package, simd, web};
 
@@ -118,16 +118,26 @@ fn gpu() -> Result<(), String> {
     let with = |words: &[&'static str]| [&words[..1], &all, &words[1..]].concat();
     cargo(&with(&["build", "--examples", "--profile", "test"]), &[])?;
     cargo(&with(&["test", "--test", "shaders"]), &[("LOCAL_ATTENTION_SPIRV_VAL", "require")])?;
-    for file in [lavapipe(), swiftshader()].into_iter().flatten() {
-        let env = [
-            ("LOCAL_ATTENTION_GPU", "require"),
-            ("VK_DRIVER_FILES", file.as_str()),
-            // Mesa looks for a display server otherwise, and complains.
-            ("XDG_RUNTIME_DIR", "/tmp"),
-        ];
-        cargo(&with(&["test", "--test", "gpu"]), &env)?;
-    }
-    Ok(())
+    cargo(&with(&["test", "--test", "gpu", "--no-run"]), &[])?;
+    // At the same time: both spend most of it compiling shaders, each on one thread.
+    std::thread::scope(|scope| {
+        let runs = [lavapipe(), swiftshader()].into_iter().flatten().map(|file| {
+            let args = with(&["test", "--test", "gpu"]);
+            scope.spawn(move || {
+                let env = [
+                    ("LOCAL_ATTENTION_GPU", "require"),
+                    ("VK_DRIVER_FILES", file.as_str()),
+                    // Mesa looks for a display server otherwise, and complains.
+                    ("XDG_RUNTIME_DIR", "/tmp"),
+                ];
+                run_whole(env!("CARGO"), &args, &env)
+            })
+        });
+        // All are started before one is waited for, and all are waited for.
+        let runs: Vec<_> = runs.collect();
+        let results = runs.into_iter().map(|r| r.join().unwrap_or(Err("it panicked".to_owned())));
+        results.fold(Ok(()), |all, one| all.and(one))
+    })
 }
 
 /// The first file of a folder whose name begins so.
@@ -188,14 +198,31 @@ pub fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
 
 /// Runs a program in the workspace; what it prints goes where ours goes.
 pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
-    let name = if program == env!("CARGO") { "cargo" } else { program };
-    let line = format!("{name} {}", args.join(" "));
+    let (mut command, line) = prepare(program, args, env);
     println!("$ {line}");
-    let status = Command::new(program)
-        .args(args)
-        .envs(env.iter().copied())
-        .current_dir(root())
-        .status()
-        .map_err(|e| format!("{name} could not be started: {e}"))?;
+    ended(command.status(), &line)
+}
+
+/// The same for one of several that run at the same time: what it prints is shown when it ends.
+fn run_whole(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
+    let (mut command, line) = prepare(program, args, env);
+    let output = command.output();
+    if let Ok(output) = &output {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        println!("$ {line}\n{}{}", text(&output.stderr), text(&output.stdout));
+    }
+    ended(output.map(|output| output.status), &line)
+}
+
+/// A program in the workspace, and what it is called in messages.
+fn prepare(program: &str, args: &[&str], env: &[(&str, &str)]) -> (Command, String) {
+    let name = if program == env!("CARGO") { "cargo" } else { program };
+    let mut command = Command::new(program);
+    command.args(args).envs(env.iter().copied()).current_dir(root());
+    (command, format!("{name} {}", args.join(" ")))
+}
+
+fn ended(status: std::io::Result<ExitStatus>, line: &str) -> Result<(), String> {
+    let status = status.map_err(|e| format!("{line} could not be started: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("{line} ended with {status}")) }
 }
