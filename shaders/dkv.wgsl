@@ -27,13 +27,13 @@ fn dkv(
     clear_sums();
     // Tiles of queries lie at multiples of their size: sums have one order, however keys are split.
     for (var first = queries.start / KT * KT; first < queries.end; first += KT) {
-        for (var j = 0u; j < TK; j++) {
-            let query = first + column_group + j * GROUPS;
-            stats[j] = NO_STATS;
-            if within(queries, query) {
-                stats[j] = tables[stats_at(packed_row, query)];
-            }
+#repeat j TK
+        let query = first + column_group + j * GROUPS;
+        stats[j] = NO_STATS;
+        if within(queries, query) {
+            stats[j] = tables[stats_at(packed_row, query)];
         }
+#endrepeat
         if with_keys {
             multiply_outputs(thread, first);
         }
@@ -97,13 +97,13 @@ fn dkv(
 
 // Puts this thread's weights where other threads find them.
 fn put_weights() {
-    for (var j = 0u; j < TK; j++) {
+#repeat j TK
         var numbers: array<f32, TQ>;
         for (var i = 0u; i < TQ; i++) {
             numbers[i] = scores[i * TK + j];
         }
         put(column_group + j * GROUPS, numbers);
-    }
+#endrepeat
 }
 
 fn store_values(at: u32, i: u32, first_feature: u32) {

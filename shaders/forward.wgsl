@@ -77,14 +77,14 @@ fn weigh(packed_row: u32, first: u32, new_tops: array<f32, TQ>) {
             }
         }
     }
-    for (var j = 0u; j < TK; j++) {
+#repeat j TK
         var weights: array<f32, TQ>;
         for (var i = 0u; i < TQ; i++) {
             weights[i] = weight_of(i, scores[i * TK + j]);
             total[i] += weights[i];
         }
         put(column_group + j * GROUPS, weights);
-    }
+#endrepeat
 #ifdef DROPOUT
     drop_weights(packed_row, first);
 #endif

@@ -121,7 +121,7 @@ fn finish_gradients(packed_row: u32, first: u32) {
 #ifdef DROPOUT
     load_factors(packed_row, first);
 #endif
-    for (var j = 0u; j < TK; j++) {
+#repeat j TK
         let slot = column_group + j * GROUPS;
         for (var p = 0u; p < PARTS; p++) {
 #ifdef DROPOUT
@@ -153,13 +153,13 @@ fn finish_gradients(packed_row: u32, first: u32) {
                 }
             }
         }
-    }
+#endrepeat
 }
 
 // Puts this thread's gradients by logits where other threads find them, times the factors of normalised
 // keys where keys are columns.
 fn put_gradients() {
-    for (var j = 0u; j < TK; j++) {
+#repeat j TK
         var numbers: array<f32, TQ>;
         for (var i = 0u; i < TQ; i++) {
             numbers[i] = by_logit[i * TK + j];
@@ -170,5 +170,5 @@ fn put_gradients() {
 #endif
         }
         put(column_group + j * GROUPS, numbers);
-    }
+#endrepeat
 }

@@ -115,13 +115,13 @@ fn load_query_columns(first: u32, chunk: u32) {
 
 // The logits of the queries from `first` on, in `scores`.
 fn score_queries(queries: Keys, first: u32) {
-    for (var j = 0u; j < TK; j++) {
-        let query = first + column_group + j * GROUPS;
-        seen[j] = Keys(0u, 0u);
-        if within(queries, query) {
-            seen[j] = visible(query);
-        }
+#repeat j TK
+    let query = first + column_group + j * GROUPS;
+    seen[j] = Keys(0u, 0u);
+    if within(queries, query) {
+        seen[j] = visible(query);
     }
+#endrepeat
     scores = array<f32, TQ * TK>();
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         workgroupBarrier();

@@ -98,11 +98,11 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
             inverse_norms[j] = inverse_norm(column_group + j * GROUPS);
         }
 #endif
-        for (var j = 0u; j < TK; j++) {
-            for (var i = 0u; i < TQ; i++) {
-                scores[i * TK + j] *= inverse_norms[key_of(i, j)];
-            }
+#repeat j TK
+        for (var i = 0u; i < TQ; i++) {
+            scores[i * TK + j] *= inverse_norms[key_of(i, j)];
         }
+#endrepeat
 #ifndef KEY_ROWS
         // The sums make room for logits.
         workgroupBarrier();
@@ -114,7 +114,7 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
     if on(BIAS) {
         load_biases(first);
     }
-    for (var j = 0u; j < TK; j++) {
+#repeat j TK
         let slot = column_group + j * GROUPS;
         let column = first + slot;
 #ifndef KEY_ROWS
@@ -140,17 +140,17 @@ fn finish_scores(first: u32, inside: bool, end: u32) {
                 scores[i * TK + j] = select(HIDDEN, logit, sees);
             }
         }
-    }
+#endrepeat
 }
 
 // The largest logits so far, with those of the tile.
 fn top_logits() -> array<f32, TQ> {
     var top = largest;
+#repeat j TK
     for (var i = 0u; i < TQ; i++) {
-        for (var j = 0u; j < TK; j++) {
-            top[i] = max(top[i], scores[i * TK + j]);
-        }
+        top[i] = max(top[i], scores[i * TK + j]);
     }
+#endrepeat
     return top;
 }
 

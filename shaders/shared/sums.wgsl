@@ -1,4 +1,4 @@
-// Sums over columns, of each row of this thread every 8th quad.
+// Sums over columns, of each row of this thread every GROUPS-th quad.
 
 #import tile
 
@@ -15,13 +15,15 @@ fn clear_sums() {
 // Adds numbers of rows and columns, from `s_tile`, times a chunk of what the columns hold, to the sums
 // from one on.
 fn add_columns(at: u32, chunk: u32) {
+    let to = at + chunk * VALUES;
     for (var column = 0u; column < KT; column++) {
+        // Quads of a thread are in one order too.
+        let first_quad = column_quad(column, column_group);
         var values: array<vec4<f32>, VALUES>;
 #repeat c VALUES
-        values[c] = column_tile[column_quad(column, c * GROUPS + column_group)];
+        values[c] = column_tile[first_quad + c * GROUPS];
 #endrepeat
         let first = part_at(column, row_group, 0u);
-        let to = at + chunk * VALUES;
 #repeat p PARTS
         // The order of parts moves all parts of a thread together.
         let weights = s_tile[first ^ p];

@@ -3,8 +3,8 @@
 // The rows of a tile are a block of queries and its columns keys. Where gradients of keys are computed
 // (KEY_ROWS) the rows are a block of keys and the columns queries.
 //
-// Thread = 8 * row group + column group. A row group has TQ neighbouring rows; a column group has
-// every 8th column, and every 8th vec4 of a sum over columns.
+// Thread = GROUPS * row group + column group. A row group has TQ neighbouring rows; a column group has
+// every GROUPS-th column, and every GROUPS-th vec4 of a sum over columns.
 //
 // Features are worked on a chunk of vec4s at a time. With rotary embeddings a chunk holds features of
 // the lower half, half as many as it has room for, and then those they are rotated with.
@@ -131,7 +131,7 @@ fn row_quad(row: u32, quad: u32) -> u32 {
 }
 
 fn column_quad(column: u32, quad: u32) -> u32 {
-    return column * CHUNK + (quad ^ (column % 8u));
+    return column * CHUNK + (quad ^ (column % GROUPS));
 }
 
 // Features that lie at a quad of a chunk; with rotary embeddings a pair, by its low features.

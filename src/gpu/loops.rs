@@ -4,7 +4,7 @@
 use super::device::Gpu;
 use super::error::PlanError;
 use super::params::{self, Params};
-use super::shader::{Features, Kernel, PipelineKey};
+use super::shader::{Features, Kernel, PipelineKey, Tile};
 use crate::Problem;
 
 /// `LP_MAX_TGSI_LOOP_ITERATIONS` of Mesa.
@@ -31,6 +31,25 @@ pub(super) fn check(
         needed if needed > max => Err(PlanError::LoopTurns { needed, max }),
         _ => Ok(()),
     }
+}
+
+/// The key of a plan, with more threads a tile where those of the tall one would loop too long and none was asked for.
+pub(super) fn fit(
+    gpu: &Gpu,
+    problem: &Problem,
+    key: PipelineKey,
+    base: &Params,
+) -> Result<PipelineKey, PlanError> {
+    let refused = match check(gpu, problem, &key, base, false) {
+        Err(refused) => refused,
+        Ok(()) => return Ok(key),
+    };
+    if key.tile != Tile::Tall || gpu.options().tile.is_some() {
+        return Err(refused);
+    }
+    // As large, so that blocks stay what they are.
+    let key = PipelineKey { tile: Tile::Large, ..key };
+    check(gpu, problem, &key, base, false).map(|()| key)
 }
 
 /// Turns of the loops of one thread, at most: a loop counts one more than it has turns. Measured

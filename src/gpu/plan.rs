@@ -153,7 +153,7 @@ impl Gpu {
         base.block_len = block as u32;
         // At least so many keys are visited; binding a bias can show that there are more.
         let key_end = uniforms::key_end(problem, false);
-        loops::check(self, problem, &key, &Params { key_end, ..base }, false)?;
+        let key = loops::fit(self, problem, key, &Params { key_end, ..base })?;
         let pipelines = Pipelines::new(self, key, problem.dropout > 0.0).await?;
         let words = uniforms::tables(problem, &mut base)?;
         let buffer = |label, bytes: u64| {
@@ -261,13 +261,14 @@ impl Plan {
     pub(super) async fn with_kernel(&self, kernel: Kernel) -> Result<Self, PlanError> {
         let key = self.key.with_kernel(kernel);
         self.gpu.check_limits(&key)?;
-        let mut plan = Self { key, ..self.clone() };
+        let mut plan = self.clone();
         if kernel == Kernel::Rows {
             plan.base.block_len = ROWS_BLOCK;
         } else {
             plan.base.block_len = key.queries().min(self.problem.query_block() as u32);
         }
-        loops::check(&self.gpu, &self.problem, &key, &plan.base, false)?;
+        let key = loops::fit(&self.gpu, &self.problem, key, &plan.base)?;
+        plan.key = key;
         let drops = key.kernel.is_gradient() && self.problem.dropout > 0.0;
         plan.pipelines = Pipelines::new(&self.gpu, key, drops).await?;
         Ok(plan)

@@ -1,11 +1,9 @@
 //! The tile of a kernel: how much its workgroups hold, and what that takes.
 
-use super::key::{Kernel, PipelineKey};
+use super::key::{Features, Kernel, PipelineKey};
 
-/// Threads that share queries, and the keys of a tile among them.
-const GROUPS: u32 = 8;
-/// Keys of a thread.
-const THREAD_KEYS: u32 = 4;
+/// Keys of a tile.
+const KEYS: u32 = 32;
 
 /// How much a workgroup computes at a time. Threads hold 8 queries by 4 keys (fewer queries with a
 /// head_dim above 64 and 128, so that registers hold the output).
@@ -17,8 +15,9 @@ pub enum Tile {
     Small,
     /// 64 threads, 64 queries by 32 keys, 64 features at a time: within 32 KiB.
     Large,
-    /// The same with 32 threads of twice as many queries: fewer loads, twice as many registers. Pays where
-    /// registers are a processor's stack.
+    /// The same with 8 threads of 16 queries by 16 keys (16 threads of 8 keys with a head_dim above 64; 32 of 4 in
+    /// kernels with all features): far fewer loads, more registers than a GPU has. Pays where registers are a
+    /// processor's memory.
     Tall,
 }
 
@@ -81,6 +80,24 @@ impl PipelineKey {
         self.tile.row_groups() * self.whole_queries() / self.thread_queries()
     }
 
+    /// Threads that share rows, and the columns of a tile among them. Where registers are memory, fewer with more
+    /// columns each: loads are what costs there, and two numbers are loaded for their product. Of kernels that
+    /// do little else than products: the code grows with it.
+    fn groups(&self) -> u32 {
+        let products = matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv);
+        match self.tile {
+            Tile::Tall if products && self.features != Features::All => {
+                if self.head_dim <= 64 && self.kernel != Kernel::Dkv { 2 } else { 4 }
+            }
+            _ => 8,
+        }
+    }
+
+    /// Columns of a thread.
+    fn thread_keys(&self) -> u32 {
+        KEYS / self.groups()
+    }
+
     /// Tensors of the rows that the tile holds.
     fn row_tiles(&self) -> u32 {
         1 + u32::from(self.kernel.is_gradient())
@@ -93,13 +110,13 @@ impl PipelineKey {
 
     /// Keys of a tile.
     pub fn keys(&self) -> u32 {
-        THREAD_KEYS * GROUPS
+        KEYS
     }
 
     /// Threads of a workgroup.
     pub fn threads(&self) -> u32 {
         match self.kernel.has_tile() {
-            true => self.row_groups() * GROUPS,
+            true => self.row_groups() * self.groups(),
             false => 64,
         }
     }
@@ -118,9 +135,9 @@ impl PipelineKey {
     pub(super) fn counts(&self) -> [(&'static str, u32); 6] {
         [
             ("TQ", self.thread_queries()),
-            ("TK", THREAD_KEYS),
+            ("TK", self.thread_keys()),
             ("VALUE_CHUNKS", self.value_chunks()),
-            ("VALUES", self.tile.chunk() / GROUPS),
+            ("VALUES", self.tile.chunk() / self.groups()),
             ("PART", self.part()),
             ("PARTS", self.thread_queries() / self.part()),
         ]
@@ -130,8 +147,8 @@ impl PipelineKey {
     pub(super) fn constants(&self) -> [(&'static str, u32); 9] {
         [
             ("TQ", self.thread_queries()),
-            ("TK", THREAD_KEYS),
-            ("GROUPS", GROUPS),
+            ("TK", self.thread_keys()),
+            ("GROUPS", self.groups()),
             ("ROW_GROUPS", self.row_groups()),
             ("ROW_TILES", self.row_tiles()),
             ("SUM_TILES", 1 + u32::from(self.kernel == Kernel::Dkv)),
@@ -148,14 +165,14 @@ impl PipelineKey {
         let chunks = (head_dim as u64).div_ceil(4 * quads);
         // Loading keys (each loop in it once more than it turns), then their products; and what a
         // compiler may leave of loops over a thread's own numbers.
-        let load = keys / rows * (quads / u64::from(GROUPS) + 2) + 1;
+        let load = keys / rows * (quads / u64::from(self.groups()) + 2) + 1;
         Turns {
             scores: chunks * (load + quads + 2) + 40,
             values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
             rows: u64::from(self.queries() * self.head_dim / 4) / threads + 1,
-            own: u64::from(THREAD_KEYS * self.thread_queries() / self.part() * 6),
+            own: u64::from(self.thread_keys() * self.thread_queries() / self.part() * 6),
             queries: u64::from(self.thread_queries()),
-            outputs: u64::from(self.head_dim / 4 / GROUPS),
+            outputs: u64::from(self.head_dim / 4 / self.groups()),
         }
     }
 
@@ -171,7 +188,7 @@ impl PipelineKey {
         let rows = 4 * queries * self.head_dim * self.row_tiles();
         let tiles = rows + 16 * keys * self.tile.chunk();
         // Numbers of queries by keys, and sums of squares in vectors of their own.
-        tiles + 4 * keys * queries.max(self.part() * GROUPS)
+        tiles + 4 * keys * queries.max(self.part() * self.groups())
     }
 }
 
