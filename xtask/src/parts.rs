@@ -133,10 +133,9 @@ fn gpu() -> Result<(), String> {
                 run_whole(env!("CARGO"), &args, &env)
             })
         });
-        // All are started before one is waited for, and all are waited for.
+        // All are started before one is waited for.
         let runs: Vec<_> = runs.collect();
-        let results = runs.into_iter().map(|r| r.join().unwrap_or(Err("it panicked".to_owned())));
-        results.fold(Ok(()), |all, one| all.and(one))
+        runs.into_iter().try_for_each(|run| run.join().unwrap_or(Err("it panicked".to_owned())))
     })
 }
 
