@@ -1,5 +1,5 @@
 // The same forward pass in three dispatches, scores in memory: what fusing saves. Causal, one window
-// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 by 4 a thread, as in the fastest fused kernel.
+// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 by 4 a thread.
 
 struct Shape {
     n: u32,

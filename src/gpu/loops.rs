@@ -4,7 +4,7 @@
 use super::device::Gpu;
 use super::error::PlanError;
 use super::params::{self, Params};
-use super::shader::{Features, Kernel, PipelineKey, Tile};
+use super::shader::{Features, Kernel, PipelineKey};
 use crate::Problem;
 
 /// `LP_MAX_TGSI_LOOP_ITERATIONS` of Mesa.
@@ -33,32 +33,19 @@ pub(super) fn check(
     }
 }
 
-/// The key of a plan, with more threads a tile where those of the tall one would loop too long and none was asked for.
-pub(super) fn fit(
-    gpu: &Gpu,
-    problem: &Problem,
-    key: PipelineKey,
-    base: &Params,
-) -> Result<PipelineKey, PlanError> {
-    let refused = match check(gpu, problem, &key, base, false) {
-        Err(refused) => refused,
-        Ok(()) => return Ok(key),
-    };
-    if key.tile != Tile::Tall || gpu.options().tile.is_some() {
-        return Err(refused);
-    }
-    // As large, so that blocks stay what they are.
-    let key = PipelineKey { tile: Tile::Large, ..key };
-    check(gpu, problem, &key, base, false).map(|()| key)
-}
-
 /// Turns of the loops of one thread, at most: a loop counts one more than it has turns. Measured
 /// kernels take 0.4 to 0.98 of what this says.
 fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u64 {
     let geometry = &problem.geometry;
     let slots = geometry.slots() as u64;
     // What the queries of a block see together, or gather.
-    let span = slots.saturating_add(u64::from(base.block_len)).min(u64::from(base.padded_len));
+    let window = geometry.window() as u64;
+    let block = u64::from(base.block_len).max(1);
+    // Of the windows after the block's first, each adds one; causal queries see nothing past the last of them.
+    let borders = if window.is_multiple_of(block) { 0 } else { (block - 1).div_ceil(window) };
+    let more =
+        if base.flags & params::CAUSAL == 0 { window.saturating_mul(borders) } else { block };
+    let span = slots.saturating_add(more.max(block)).min(u64::from(base.padded_len));
     let visited = span.min(u64::from(base.key_end));
     let tile = key.tile_turns(problem.shape.head_dim);
     let tiles = |keys: u64| keys.div_ceil(u64::from(key.keys())) + 1;
@@ -86,7 +73,7 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
     let mut turns = scores * tile.scores + values * tile.values;
     if key.kernel.is_gradient() {
         // Loads of rows, and a thread's own numbers.
-        turns += 100 + scores * (tile.own + tile.rows);
+        turns += 100 + scores * (tile.own + tile.rows * blocks);
     }
     if drops {
         turns += values * tile.own;

@@ -153,7 +153,7 @@ impl Gpu {
         base.block_len = block as u32;
         // At least so many keys are visited; binding a bias can show that there are more.
         let key_end = uniforms::key_end(problem, false);
-        let key = loops::fit(self, problem, key, &Params { key_end, ..base })?;
+        let key = self.fit(problem, key, &Params { key_end, ..base })?;
         let pipelines = Pipelines::new(self, key, problem.dropout > 0.0).await?;
         let words = uniforms::tables(problem, &mut base)?;
         let buffer = |label, bytes: u64| {
@@ -181,7 +181,8 @@ impl Gpu {
         Ok(Plan { gpu, problem, key, pipelines, tables, nothing, base })
     }
 
-    /// The kernel that would be chosen for a problem, dropout aside.
+    /// The kernel that would be chosen for a problem, dropout aside; a tall tile becomes a large one where windows are
+    /// too long for its few threads ([`PlanError::LoopTurns`]).
     ///
     /// # Errors
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, rotary tables that
@@ -232,6 +233,27 @@ impl Gpu {
         pollster::block_on(self.plan(problem, layouts))
     }
 
+    /// The key of a plan, with more threads a tile where those of the tall one would loop too long and none was asked for.
+    fn fit(
+        &self,
+        problem: &Problem,
+        key: PipelineKey,
+        base: &Params,
+    ) -> Result<PipelineKey, PlanError> {
+        let mut key = key;
+        if key.tile == Tile::Tall && self.options().tile.is_none() {
+            // As large, so that blocks stay what they are.
+            let large = PipelineKey { tile: Tile::Large, ..key };
+            let drops = problem.dropout > 0.0;
+            let refused = loops::check(self, problem, &key, base, drops).is_err();
+            if refused && self.check_limits(&large).is_ok() {
+                key = large;
+            }
+        }
+        // Whether a call drops weights is not known yet.
+        loops::check(self, problem, &key, base, false).map(|()| key)
+    }
+
     fn check_limits(&self, key: &PipelineKey) -> Result<(), PlanError> {
         let limits = self.device().limits();
         for (limit, got, needed) in [
@@ -267,7 +289,7 @@ impl Plan {
         } else {
             plan.base.block_len = key.queries().min(self.problem.query_block() as u32);
         }
-        let key = loops::fit(&self.gpu, &self.problem, key, &plan.base)?;
+        let key = self.gpu.fit(&self.problem, key, &plan.base)?;
         plan.key = key;
         let drops = key.kernel.is_gradient() && self.problem.dropout > 0.0;
         plan.pipelines = Pipelines::new(&self.gpu, key, drops).await?;
