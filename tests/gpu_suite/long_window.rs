@@ -41,7 +41,9 @@ pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
             }
             refused += usize::from(taken * 32 < MOST);
             let error = last.ok_or("every window is refused")?;
-            if error > 1e-5 {
+            // Roundings of as many weights; keys that are missing cost a hundredth and more.
+            let allowed = if kind == Kind::Border { 1e-4 } else { 1e-5 };
+            if error > allowed {
                 let keys = taken * 32;
                 return Err(
                     format!("d {d}, {tile:?}, {kind:?}, {keys} keys: off by {error:e}").into()
