@@ -12,7 +12,7 @@ use crate::cross;
 use crate::parts::{cargo, need, root, which};
 
 const TRIPLE: &str = "wasm32-unknown-unknown";
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Builds the smoke test, runs it and takes its result.
 pub fn test() -> Result<(), String> {
