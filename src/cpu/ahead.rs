@@ -42,7 +42,7 @@ fn ask_row<T: Element>(view: &RowView<'_, T>, row: usize, len: usize) {
 }
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Asks for the memory of `len` elements, to be read or written.
 #[inline(always)]

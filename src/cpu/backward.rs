@@ -44,9 +44,7 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
         let empty = pack_outputs::<S, MR, T>(&inputs, saved, scratch);
         let (qk, values) = (scratch.head_stride, scratch.value_stride);
         scratch.back.dq[..rows.next_multiple_of(MR) * qk].fill(0.0);
-        let mut key_blocks = block.key_blocks(job.problem).peekable();
-        while let Some((first, present)) = key_blocks.next() {
-            let next = key_blocks.peek().map(|(_, present)| present.clone());
+        for (first, present, next) in block.key_blocks(job.problem) {
             pack::<S, T>(&inputs, scratch, first, &present);
             let columns = present.start - first..(present.end - first).next_multiple_of(S::LANES);
             scratch.back.dk[columns.start * qk..(columns.end + MR) * qk].fill(0.0);
@@ -63,9 +61,9 @@ impl<T: Element<Accumulator = f32>> Op for BackwardOp<'_, T> {
                             dk.ask(kv_row, u);
                             dv.ask(kv_row, u);
                         }
-                        match &next {
-                            Some(keys) => inputs.ask_keys(turn(keys, r, rows)),
-                            None => ask(dq[r * d..][..d].as_ptr(), d),
+                        inputs.ask_keys(turn(&next, r, rows));
+                        if next.is_empty() {
+                            ask(dq[r * d..][..d].as_ptr(), d);
                         }
                     },
                 );

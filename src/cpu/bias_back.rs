@@ -92,9 +92,7 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
         let row_of = |t: usize| t % geometry.window() % shape.queries * shape.slots;
         inputs.pack_queries::<S, MR>(scratch);
         pack_outputs::<S, MR, T>(&inputs, saved, scratch);
-        let mut key_blocks = block.key_blocks(job.problem).peekable();
-        while let Some((first, present)) = key_blocks.next() {
-            let next = key_blocks.peek().map(|(_, present)| present.clone());
+        for (first, present, next) in block.key_blocks(job.problem) {
             pack::<S, T>(&inputs, scratch, first, &present);
             for start in (0..rows).step_by(TILES * MR) {
                 let group = start..rows.min(start + TILES * MR);
@@ -103,11 +101,7 @@ impl<T: Element<Accumulator = f32>> Op for BiasOp<'_, T> {
                     scratch,
                     group.clone(),
                     (first, &present),
-                    |r| {
-                        if let Some(keys) = &next {
-                            inputs.ask_keys(turn(keys, r, rows));
-                        }
-                    },
+                    |r| inputs.ask_keys(turn(&next, r, rows)),
                 );
                 for r in group {
                     let vectors = whole_vectors::<S>(&tiles[(r - start) / MR]);

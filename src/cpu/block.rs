@@ -45,17 +45,18 @@ impl Block {
         start..end.min(geometry.key_len())
     }
 
-    /// Those keys by blocks of [`KEYS`], at multiples of it: where a block begins, and which of its keys are there.
+    /// Those keys by blocks of [`KEYS`], at multiples of it: where a block begins, which of its keys are there, and the
+    /// keys of the one after it, none after the last.
     pub(super) fn key_blocks(
         &self,
         problem: &Problem,
-    ) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+    ) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> + use<> {
         let keys = self.keys(problem);
         // Where none is seen the range may run backwards.
         let end = if keys.is_empty() { 0 } else { keys.end };
-        (keys.start / KEYS * KEYS..end)
-            .step_by(KEYS)
-            .map(move |first| (first, keys.start.max(first)..keys.end.min(first + KEYS)))
+        let of = move |first: usize| keys.start.max(first)..keys.end.min(first + KEYS);
+        let firsts = (keys.start / KEYS * KEYS..end).step_by(KEYS);
+        firsts.map(move |first| (first, of(first), of(first + KEYS)))
     }
 }
 

@@ -78,7 +78,7 @@ fn sum_again<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     for r in 0..rows {
         scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
     }
-    for (first, present) in inputs.block.key_blocks(inputs.problem()) {
+    for (first, present, _) in inputs.block.key_blocks(inputs.problem()) {
         inputs.pack_keys::<S, false>(scratch, first, present.clone());
         for start in (0..rows).step_by(TILES * MR) {
             let group = start..rows.min(start + TILES * MR);

@@ -50,9 +50,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);
-        let mut key_blocks = block.key_blocks(job.problem).peekable();
-        while let Some((first, present)) = key_blocks.next() {
-            let next = key_blocks.peek().map(|(_, present)| present.clone());
+        for (first, present, next) in block.key_blocks(job.problem) {
             inputs.pack_keys::<S, false>(scratch, first, present.clone());
             inputs.pack_values(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
@@ -62,13 +60,11 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                     let columns = &tiles[(r - group.start) / MR];
                     let at = (r - group.start) * LOGITS_ROW;
                     let vectors = whole_vectors::<S>(columns);
-                    match &next {
-                        Some(keys) => inputs.ask_keys(turn(keys, r, rows)),
-                        None => {
-                            inputs.ask_query(block.queries.end + r);
-                            let width = job.problem.shape.value_dim;
-                            ask(out[r * width..][..width].as_ptr(), width);
-                        }
+                    inputs.ask_keys(turn(&next, r, rows));
+                    if next.is_empty() {
+                        inputs.ask_query(block.queries.end + r);
+                        let width = job.problem.shape.value_dim;
+                        ask(out[r * width..][..width].as_ptr(), width);
                     }
                     let row = &mut scratch.logits[at..][vectors.clone()];
                     let earlier = softmax_step::<S>(row, &mut scratch.state[r]);

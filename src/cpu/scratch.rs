@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
 
+use super::ahead::LINE;
 use super::forward::{KEYS, LOGITS_ROW, MAX_LANES, MAX_TILE_ROWS, TILES};
 use super::kernel::RowState;
 use crate::engine::zeros;
@@ -142,9 +143,6 @@ pub(super) struct Floats {
     start: usize,
 }
 
-/// Floats of a cache line.
-const LINE: usize = 16;
-
 impl Deref for Floats {
     type Target = [f32];
 
@@ -164,9 +162,10 @@ impl DerefMut for Floats {
 fn grow(floats: &mut Floats, dims: &[usize]) -> Result<(), RunError> {
     let elements = saturating_product(dims);
     if elements > floats.len() as u128 {
-        let len = usize::try_from(elements).unwrap_or(usize::MAX).saturating_add(LINE);
+        let line = LINE / size_of::<f32>();
+        let len = usize::try_from(elements).unwrap_or(usize::MAX).saturating_add(line);
         let data: Vec<f32> = zeros("scratch", &[len])?;
-        let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let start = data.as_ptr().align_offset(LINE).min(line);
         *floats = Floats { data, start };
     }
     Ok(())

@@ -59,7 +59,7 @@ impl<T: Element<Accumulator = f32>> Op for WeightsOp<'_, T> {
         let (rows, slots) = (block.queries.len(), geometry.slots());
         weights.fill(f32::NEG_INFINITY);
         inputs.pack_queries::<S, MR>(scratch);
-        for (first, present) in block.key_blocks(job.problem) {
+        for (first, present, _) in block.key_blocks(job.problem) {
             inputs.pack_keys::<S, false>(scratch, first, present.clone());
             for group in (0..rows).step_by(TILES * MR) {
                 let group = group..rows.min(group + TILES * MR);
