@@ -69,8 +69,19 @@ impl<T: Scalar> RotaryTables<T> {
     }
 
     /// Whether it is one table of angles, without xpos.
+    #[cfg(feature = "gpu")]
     pub(crate) fn is_plain(&self) -> bool {
         self.xpos.is_none() && matches!(self.angles, Levels::Direct(_))
+    }
+
+    /// The cosines and sines of neighbouring positions, `[position][2 * half]`, where one table has them all and there
+    /// is no xpos.
+    #[inline(always)]
+    pub(crate) fn plain(&self, positions: Range<i64>) -> Option<&[T]> {
+        match &self.angles {
+            Levels::Direct(table) if self.xpos.is_none() => table.rows(positions),
+            _ => None,
+        }
     }
 
     /// The tables as they are, for engines that read them in other memory: cosines and sines,
@@ -242,15 +253,25 @@ impl<T: Scalar> Table<T> {
 
     #[inline(always)]
     fn row(&self, position: i64) -> &[T] {
+        match self.rows(position..position + 1) {
+            Some(row) => row,
+            None => unreachable!("rotary position {position} is in none of {:?}", self.runs),
+        }
+    }
+
+    /// The rows of neighbouring positions, if they are in one run.
+    #[inline(always)]
+    fn rows(&self, positions: Range<i64>) -> Option<&[T]> {
         let mut first = 0;
         for run in &self.runs {
-            if run.contains(&position) {
-                let row = first + (position - run.start) as usize;
-                return &self.values[row * self.width..(row + 1) * self.width];
+            if run.start <= positions.start && positions.end <= run.end {
+                let row = first + (positions.start - run.start) as usize;
+                let rows = (positions.end - positions.start) as usize;
+                return Some(&self.values[row * self.width..(row + rows) * self.width]);
             }
             first += (run.end - run.start) as usize;
         }
-        unreachable!("rotary position {position} is in none of {:?}", self.runs)
+        None
     }
 }
 

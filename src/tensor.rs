@@ -158,6 +158,13 @@ impl<'a, T: Clone> RowView<'a, T> {
         self.strides
     }
 
+    /// All elements from row 0 on, and how many there are from one row to the next, where rows are slices that do
+    /// not run backwards.
+    pub(crate) fn rows(&self) -> Option<(&'a [T], usize)> {
+        let row = usize::try_from(self.strides[0]).ok()?;
+        (self.strides[1] == 1).then(|| (&self.data[self.offset..], row))
+    }
+
     /// Row `i`, `len` elements, as a slice where its elements are neighbours.
     pub(crate) fn slice(&self, i: usize, len: usize) -> Option<&'a [T]> {
         let start = (self.offset as isize + i as isize * self.strides[0]) as usize;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::ahead::{ask, turn};
 use super::block::{Block, Job};
-use super::kernel::{Lhs, Rhs, scale, softmax_step, tile};
+use super::kernel::{Lhs, Rhs, RowState, scale, softmax_step, tile};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
@@ -46,13 +46,21 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let rows = block.queries.len();
         inputs.pack_queries::<S, MR>(scratch);
         for r in 0..rows {
-            scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
+            let visible = &scratch.visible[r];
+            scratch.state[r] = if visible.end <= job.problem.shape.key_len {
+                RowState::EMPTY
+            } else {
+                inputs.zero_keys(inputs.query(r), visible)
+            };
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);
+        let in_place = inputs.values_in_place(scratch.value_stride);
         for (first, present, next) in block.key_blocks(job.problem) {
             inputs.pack_keys::<S, false>(scratch, first, present.clone());
-            inputs.pack_values(scratch, first, present.clone());
+            if in_place.is_none() {
+                inputs.pack_values(scratch, first, present.clone());
+            }
             for group in (0..rows).step_by(TILES * MR) {
                 let group = group..rows.min(group + TILES * MR);
                 let tiles = logits::<S, MR, T>(&inputs, scratch, group.clone(), first, &present);
@@ -60,8 +68,9 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                     let columns = &tiles[(r - group.start) / MR];
                     let at = (r - group.start) * LOGITS_ROW;
                     let vectors = whole_vectors::<S>(columns);
-                    inputs.ask_keys(turn(&next, r, rows));
-                    if next.is_empty() {
+                    if !next.is_empty() {
+                        inputs.ask_keys(turn(&next, r, rows));
+                    } else {
                         inputs.ask_query(block.queries.end + r);
                         let width = job.problem.shape.value_dim;
                         ask(out[r * width..][..width].as_ptr(), width);
@@ -80,7 +89,11 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
                 }
                 let stride = scratch.value_stride;
                 let out = &mut scratch.out[group.start * stride..];
-                add_rows::<S, MR>(&tiles, &scratch.logits, (&scratch.v, stride), (out, stride));
+                let values = match in_place {
+                    Some((values, row)) => (&values[first * row..], row),
+                    None => (&*scratch.v, stride),
+                };
+                add_rows::<S, MR>(&tiles, &scratch.logits, values, (out, stride));
             }
         }
         let mut whole = None;
@@ -159,7 +172,7 @@ pub(super) fn logits<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
             let row = &mut scratch.logits[(r - group.start) * LOGITS_ROW..][vectors.clone()];
             let visible = &scratch.visible[r];
             let visible = visible.start.max(present.start)..visible.end.min(present.end);
-            inputs.hide(r, row, keys.start, &visible, &scratch.key_mask[vectors.clone()]);
+            inputs.hide::<S>(r, row, keys.start, &visible, &scratch.key_mask[vectors.clone()]);
         }
     }
     tiles

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::kernel::RowState;
 use super::pack::RowInputs;
+use super::simd::Simd;
 use crate::Element;
 use crate::dropout::KeepMask;
 use crate::reference::{PAD_VALUE, SELF_LOGIT};
@@ -22,6 +23,23 @@ fn in_powers_of_2(bias: f32) -> f32 {
     if scaled == f32::INFINITY && bias < f32::INFINITY { f32::MAX } else { scaled }
 }
 
+/// Puts minus infinity before and after some columns of a row of whole vectors.
+#[inline(always)]
+fn keep<S: Simd>(logits: &mut [f32], columns: Range<usize>) {
+    let vectors = logits.len() / S::LANES;
+    let (before, after) = (columns.start.div_ceil(S::LANES), columns.end / S::LANES);
+    // The vector that columns start in, and all before it; the one they end in, and all after it.
+    for i in (0..before.min(vectors)).chain(after.max(before)..vectors) {
+        let lane = |column: usize| column as i32 - (i * S::LANES) as i32;
+        // SAFETY: `i` is one of the row's vectors.
+        unsafe {
+            let at = logits.as_mut_ptr().add(i * S::LANES);
+            let kept = S::within(S::load(at), lane(columns.start), lane(columns.end));
+            S::store(at, kept);
+        }
+    }
+}
+
 impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// The query of a row of the block.
     pub(super) fn query(&self, row: usize) -> usize {
@@ -33,10 +51,10 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         self.bias.is_some() || self.mask.is_some() || self.problem().shared_qk
     }
 
-    /// Finishes a row of scores, of the keys from `start` on: adds the bias, applies the self rule
+    /// Finishes a row of scores, a whole number of vectors, of the keys from `start` on: adds the bias, applies the self rule
     /// and puts minus infinity wherever a key is not in `visible` or masked.
     #[inline(always)]
-    pub(super) fn hide(
+    pub(super) fn hide<S: Simd>(
         &self,
         row: usize,
         logits: &mut [f32],
@@ -47,8 +65,10 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
         let t = self.query(row);
         let low = visible.start.clamp(start, start + logits.len()) - start;
         let high = visible.end.clamp(start + low, start + logits.len()) - start;
-        logits[..low].fill(f32::NEG_INFINITY);
-        logits[high..].fill(f32::NEG_INFINITY);
+        keep::<S>(logits, low..high);
+        if !self.adjusts_logits() {
+            return;
+        }
         if low < high {
             self.add_bias(t, &mut logits[low..high], start + low);
         }

@@ -65,6 +65,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
+    fn within(x: __m256, low: i32, high: i32) -> __m256 {
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let before = _mm256_cmpgt_epi32(_mm256_set1_epi32(low), lanes);
+            let kept =
+                _mm256_andnot_si256(before, _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lanes));
+            _mm256_blendv_ps(_mm256_set1_ps(f32::NEG_INFINITY), x, _mm256_castsi256_ps(kept))
+        }
+    }
+    #[inline(always)]
     fn exp2(x: __m256) -> __m256 {
         unsafe {
             // At -127 the exponent bits are 0 and so is the result; where x is NaN, max gives its

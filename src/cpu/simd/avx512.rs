@@ -54,6 +54,13 @@ impl Simd for Avx512 {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
+    fn within(x: __m512, low: i32, high: i32) -> __m512 {
+        // Lanes below a bound, as bits.
+        let below = |bound: i32| (1_u32 << bound.clamp(0, 16)) - 1;
+        let kept = (below(high) & !below(low)) as __mmask16;
+        unsafe { _mm512_mask_blend_ps(kept, _mm512_set1_ps(f32::NEG_INFINITY), x) }
+    }
+    #[inline(always)]
     fn exp2(x: __m512) -> __m512 {
         unsafe {
             // Results below the normal numbers are 0, and not computed: they would cost an assist

@@ -152,6 +152,8 @@ pub(super) trait Simd: Copy {
     fn sub(a: Self::V, b: Self::V) -> Self::V;
     fn mul(a: Self::V, b: Self::V) -> Self::V;
     fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The lanes from `low` to before `high`, and minus infinity in the others.
+    fn within(x: Self::V, low: i32, high: i32) -> Self::V;
     /// 2^x for x <= 0: exactly 0 for minus infinity, NaN for NaN.
     fn exp2(x: Self::V) -> Self::V;
     fn sum(x: Self::V) -> f32;
@@ -188,6 +190,36 @@ mod tests {
             for (x, y) in self.0.chunks_exact(S::LANES).zip(self.1.chunks_exact_mut(S::LANES)) {
                 // SAFETY: both chunks hold `LANES` floats.
                 unsafe { S::store(y.as_mut_ptr(), S::exp2(S::load(x.as_ptr()))) };
+            }
+        }
+    }
+
+    struct Within<'a>(&'a mut [f32], i32, i32);
+
+    impl Op for Within<'_> {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd, const MR: usize>(self) -> usize {
+            let Self(x, low, high) = self;
+            // SAFETY: there are 16 floats, and no set has more lanes.
+            unsafe { S::store(x.as_mut_ptr(), S::within(S::load(x.as_ptr()), low, high)) };
+            S::LANES
+        }
+    }
+
+    #[test]
+    fn within_on_every_instruction_set() {
+        for isa in Isa::available() {
+            for (low, high) in (-2..19).flat_map(|low| (-2..300).map(move |high| (low, high))) {
+                let mut x: [f32; 16] =
+                    std::array::from_fn(|i| if i == 2 { f32::NAN } else { i as f32 });
+                let before = x;
+                let lanes = isa.check().unwrap().run(Within(&mut x, low, high));
+                for i in 0..lanes {
+                    let kept = low <= i as i32 && (i as i32) < high;
+                    let expected = if kept { before[i] } else { f32::NEG_INFINITY };
+                    assert_eq!(x[i].to_bits(), expected.to_bits(), "{isa}: {i} in {low}..{high}");
+                }
             }
         }
     }

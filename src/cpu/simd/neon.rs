@@ -55,6 +55,15 @@ impl Simd for Neon {
         unsafe { vmaxnmq_f32(a, b) }
     }
     #[inline(always)]
+    fn within(x: float32x4_t, low: i32, high: i32) -> float32x4_t {
+        unsafe {
+            let lanes = vld1q_s32([0, 1, 2, 3].as_ptr());
+            let kept =
+                vandq_u32(vcgeq_s32(lanes, vdupq_n_s32(low)), vcltq_s32(lanes, vdupq_n_s32(high)));
+            vbslq_f32(kept, x, vdupq_n_f32(f32::NEG_INFINITY))
+        }
+    }
+    #[inline(always)]
     fn exp2(x: float32x4_t) -> float32x4_t {
         unsafe {
             // At -127 the exponent bits are 0 and so is the result; this maximum keeps NaN.

@@ -52,6 +52,12 @@ impl Simd for Portable {
         zip(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn within(x: Self::V, low: i32, high: i32) -> Self::V {
+        std::array::from_fn(|i| {
+            if (low..high).contains(&(i as i32)) { x[i] } else { f32::NEG_INFINITY }
+        })
+    }
+    #[inline(always)]
     fn exp2(x: Self::V) -> Self::V {
         // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
         const ROUND: f32 = 12_582_912.0;

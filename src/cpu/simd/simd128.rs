@@ -52,6 +52,12 @@ impl Simd for Simd128 {
         f32x4_pmax(b, a)
     }
     #[inline(always)]
+    fn within(x: v128, low: i32, high: i32) -> v128 {
+        let lanes = i32x4(0, 1, 2, 3);
+        let kept = v128_and(i32x4_ge(lanes, i32x4_splat(low)), i32x4_lt(lanes, i32x4_splat(high)));
+        v128_bitselect(x, f32x4_splat(f32::NEG_INFINITY), kept)
+    }
+    #[inline(always)]
     fn exp2(x: v128) -> v128 {
         // At -127 the exponent bits are 0 and so is the result; this maximum keeps NaN.
         let x = f32x4_max(f32x4_splat(-127.0), x);
