@@ -25,10 +25,9 @@ fn main() -> Result<()> {
     println!(
         "b1 h{HEADS} d{D}, causal, one window back, no rotary; medians of {PAIRS} runs in turn"
     );
-    println!(
-        "{:>7} {:>7} {:>12} {:>10} {:>10} {:>10}   unfused by fused",
-        "n", "window", "unfused ms", "small ms", "large ms", "tall ms"
-    );
+    print!("{:>7} {:>7} {:>12}", "n", "window", "unfused ms");
+    Tile::ALL.iter().for_each(|tile| print!(" {:>9}", format!("{} ms", tile.name())));
+    println!("   unfused by fused");
     for (n, window) in [(1024, 64), (1024, 128), (1024, 512), (4096, 128)] {
         compare(&gpu, n, window)?;
     }
@@ -45,7 +44,7 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
     };
     let inputs = [1, 1 << 30, 3 << 29].map(|seed| upload(gpu, &tensor(seed)));
     let zeros = vec![0.0; HEADS * n * D];
-    let outs = [(); 4].map(|()| upload(gpu, &zeros));
+    let outs = [(); 1 + Tile::ALL.len()].map(|()| upload(gpu, &zeros));
     let mut fused = Vec::new();
     for (tile, out) in Tile::ALL.into_iter().zip(&outs[1..]) {
         let mut options = GpuOptions::default();
@@ -53,7 +52,7 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
         fused.push(Fused::new(&gpu.with_options(options), &problem, &inputs, out)?);
     }
     let unfused = Unfused::new(gpu, n, window, &inputs, &outs[0]);
-    let mut times = [const { Vec::new() }; 4];
+    let mut times = [const { Vec::new() }; 1 + Tile::ALL.len()];
     for run in 0..=PAIRS {
         let start = Instant::now();
         unfused.run(gpu)?;
@@ -78,16 +77,10 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     });
-    println!(
-        "{n:>7} {window:>7} {:>12.1} {:>10.1} {:>10.1} {:>10.1}   {:.2}, {:.2}, {:.2}",
-        median[0],
-        median[1],
-        median[2],
-        median[3],
-        median[0] / median[1],
-        median[0] / median[2],
-        median[0] / median[3]
-    );
+    print!("{n:>7} {window:>7} {:>12.1}", median[0]);
+    median[1..].iter().for_each(|ms| print!(" {ms:>9.1}"));
+    let ratios: Vec<_> = median[1..].iter().map(|ms| format!("{:.2}", median[0] / ms)).collect();
+    println!("   {}", ratios.join(", "));
     Ok(())
 }
 

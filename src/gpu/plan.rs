@@ -181,8 +181,8 @@ impl Gpu {
         Ok(Plan { gpu, problem, key, pipelines, tables, nothing, base })
     }
 
-    /// The kernel that would be chosen for a problem, dropout aside; a tall tile becomes a large one where windows are
-    /// too long for its few threads ([`PlanError::LoopTurns`]).
+    /// The kernel that would be chosen for a problem, dropout aside; a tall tile becomes a large one, and a short
+    /// one small, where windows are too long for its few threads ([`PlanError::LoopTurns`]).
     ///
     /// # Errors
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, rotary tables that
@@ -214,13 +214,14 @@ impl Gpu {
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
         self.check_limits(&key)?;
-        let pays = match problem.geometry.slots() {
-            ..LARGE_TILE_SLOTS => Tile::Small,
-            // Registers are memory there.
-            _ if self.caps().is_software() => Tile::Tall,
-            _ => Tile::Large,
+        // Registers are memory there.
+        let (little, much) = match self.caps().is_software() {
+            true => (Tile::Short, Tile::Tall),
+            false => (Tile::Small, Tile::Large),
         };
+        let pays = if problem.geometry.slots() < LARGE_TILE_SLOTS { little } else { much };
         let better = PipelineKey { tile: self.options().tile.unwrap_or(pays), ..key };
+        let key = PipelineKey { tile: little, ..key };
         Ok(if self.check_limits(&better).is_ok() { better } else { key })
     }
 
@@ -241,13 +242,18 @@ impl Gpu {
         base: &Params,
     ) -> Result<PipelineKey, PlanError> {
         let mut key = key;
-        if key.tile == Tile::Tall && self.options().tile.is_none() {
-            // As large, so that blocks stay what they are.
-            let large = PipelineKey { tile: Tile::Large, ..key };
+        // As large, so that blocks stay what they are.
+        let more_threads = match key.tile {
+            Tile::Short => Some(Tile::Small),
+            Tile::Tall => Some(Tile::Large),
+            _ => None,
+        };
+        if let Some(tile) = more_threads.filter(|_| self.options().tile.is_none()) {
+            let other = PipelineKey { tile, ..key };
             let drops = problem.dropout > 0.0;
             let refused = loops::check(self, problem, &key, base, drops).is_err();
-            if refused && self.check_limits(&large).is_ok() {
-                key = large;
+            if refused && self.check_limits(&other).is_ok() {
+                key = other;
             }
         }
         // Whether a call drops weights is not known yet.

@@ -21,7 +21,7 @@ pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
         (64, Tile::Large),
         (30, Tile::Tall),
         (128, Tile::Tall),
-        (256, Tile::Small),
+        (256, Tile::Short),
         (256, Tile::Tall),
     ] {
         let mut options = GpuOptions::default();

@@ -118,7 +118,7 @@ pub fn each_geometry(
             all.filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
         }
         let storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
-        let tile = Tile::ALL[seed as usize / 6 % 3];
+        let tile = Tile::ALL[seed as usize / 6 % Tile::ALL.len()];
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
         let gpu = gpu.with_options(options);

@@ -94,7 +94,7 @@ pub fn checked_shaders(gpu: &Gpu) -> Result<(), Failed> {
             _ => Case::decode(&list),
         };
         let mut options = GpuOptions::default();
-        options.tile = Some(Tile::ALL[seed as usize % 3]);
+        options.tile = Some(Tile::ALL[seed as usize % Tile::ALL.len()]);
         let plain = gpu.with_options(options.clone());
         options.checked_shaders = true;
         let checked = gpu.with_options(options);

@@ -15,7 +15,9 @@ pub enum Tile {
     Small,
     /// 64 threads, 64 queries by 32 keys, 64 features at a time: within 32 KiB.
     Large,
-    /// The same with 8 threads of 16 queries by 16 keys (16 threads of 8 keys with a head_dim above 64; 32 of 4 in
+    /// As small with 8 threads of 8 queries by 16 keys: what `Tall` is to `Large`, within 16 KiB.
+    Short,
+    /// As large with 8 threads of 16 queries by 16 keys (16 threads of 8 keys with a head_dim above 64; 32 of 4 in
     /// kernels with all features): far fewer loads, more registers than a GPU has. Pays where registers are a
     /// processor's memory.
     Tall,
@@ -23,13 +25,14 @@ pub enum Tile {
 
 impl Tile {
     /// Every tile.
-    pub const ALL: [Self; 3] = [Self::Small, Self::Large, Self::Tall];
+    pub const ALL: [Self; 4] = [Self::Small, Self::Large, Self::Short, Self::Tall];
 
     /// Its name in labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Large => "large",
+            Self::Short => "short",
             Self::Tall => "tall",
         }
     }
@@ -37,7 +40,7 @@ impl Tile {
     /// Groups of threads that share queries.
     fn row_groups(self) -> u32 {
         match self {
-            Self::Small | Self::Tall => 4,
+            Self::Small | Self::Short | Self::Tall => 4,
             Self::Large => 8,
         }
     }
@@ -45,7 +48,7 @@ impl Tile {
     /// Queries of a thread with a head_dim of 64.
     fn thread_queries(self) -> u32 {
         match self {
-            Self::Small | Self::Large => 8,
+            Self::Small | Self::Large | Self::Short => 8,
             Self::Tall => 16,
         }
     }
@@ -53,7 +56,7 @@ impl Tile {
     /// vec4s of features that keys and values are loaded in.
     fn chunk(self) -> u32 {
         match self {
-            Self::Small => 8,
+            Self::Small | Self::Short => 8,
             Self::Large | Self::Tall => 16,
         }
     }
@@ -86,7 +89,7 @@ impl PipelineKey {
     fn groups(&self) -> u32 {
         let products = matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv);
         match self.tile {
-            Tile::Tall if products && self.features != Features::All => {
+            Tile::Short | Tile::Tall if products && self.features != Features::All => {
                 if self.head_dim <= 64 && self.kernel != Kernel::Dkv { 2 } else { 4 }
             }
             _ => 8,
@@ -213,7 +216,8 @@ mod tests {
     #[test]
     fn tiles_fit_the_memory_they_are_for() {
         for key in PipelineKey::all() {
-            let limit = if key.tile == Tile::Small { 16 << 10 } else { 32 << 10 };
+            let limit =
+                if matches!(key.tile, Tile::Small | Tile::Short) { 16 << 10 } else { 32 << 10 };
             assert!(key.workgroup_bytes() <= limit, "{key}: {}", key.workgroup_bytes());
         }
     }
