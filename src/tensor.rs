@@ -68,6 +68,16 @@ impl<'a, T: Clone> HostTensor<'a, T> {
         Ok(Self { data, offset, shape, strides })
     }
 
+    /// A tensor of so many rows that are all `data`, of this shape.
+    #[cfg(all(feature = "gpu", not(target_arch = "wasm32")))]
+    pub(crate) fn repeated(data: Vec<T>, rows: usize, row: &[usize]) -> Self {
+        debug_assert_eq!(Some(data.len()), elements(row));
+        let shape = [&[rows], row].concat();
+        let mut strides = contiguous_strides(&shape);
+        strides[0] = 0;
+        Self { data: Cow::Owned(data), offset: 0, shape, strides }
+    }
+
     /// The size of each dimension.
     pub fn shape(&self) -> &[usize] {
         &self.shape

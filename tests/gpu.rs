@@ -13,7 +13,8 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 25] = [
+const TESTS: [(&str, Test); 26] = [
+    ("kernels_are_tuned", gpu_suite::autotune::autotune),
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("gradients_match_the_oracle", gpu_suite::gradients::every_factor),
     ("gradients_have_the_same_bits_however_split", gpu_suite::gradients::same_bits),

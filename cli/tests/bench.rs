@@ -139,6 +139,8 @@ fn bad_input() {
         (&["--n", "1048576", "--heads", "1024"], "does not fit into memory: its tensors take"),
         (&["--compare", &empty], "holds no rows"),
         (&["--threads", "1,1", "--backend", "cpu"], "--threads 1,1: each number"),
+        (&["--tile", "small", "--backend", "cpu"], "only the GPU engine has tiles"),
+        (&["--tile", "huge"], "small, large, short, tall, fastest"),
         (&["--threads", "1,2", "--backend", "reference"], "only the CPU engine has threads"),
         (
             &["--threads", "1,2", "--backend", "cpu", "--peer", "torch-flex"],

@@ -129,6 +129,8 @@ struct Shared {
     /// By key, and whether accesses are checked.
     pipelines: Mutex<HashMap<(PipelineKey, bool), wgpu::ComputePipeline>>,
     dispatches: AtomicU64,
+    /// Tiles that were found fastest, by kernel and geometry.
+    tuned: Mutex<HashMap<(String, String), Tile>>,
 }
 
 /// All adapters of this machine that compute, best first: discrete, integrated, other, software.
@@ -189,6 +191,7 @@ impl Gpu {
             pipeline_layout,
             pipelines: Mutex::default(),
             dispatches: AtomicU64::new(0),
+            tuned: Mutex::default(),
         };
         #[cfg_attr(
             target_arch = "wasm32",
@@ -298,6 +301,19 @@ impl Gpu {
 
     pub(super) fn count_dispatch(&self) {
         self.shared.dispatches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers the fastest tile of a kernel and a geometry.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn know(&self, kernel: String, geometry: String, tile: Tile) {
+        let mut tuned = self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        tuned.insert((kernel, geometry), tile);
+    }
+
+    /// The one that is remembered.
+    pub(super) fn known(&self, of: &(String, String)) -> Option<Tile> {
+        let tuned = self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner);
+        tuned.get(of).copied()
     }
 
     pub(super) fn group_layout(&self) -> &wgpu::BindGroupLayout {

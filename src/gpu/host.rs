@@ -92,7 +92,7 @@ impl Plan {
     }
 
     /// Bytes of a part's tensors, by name.
-    fn part_bytes<T: GpuElement>(
+    pub(super) fn part_bytes<T: GpuElement>(
         &self,
         inputs: &HostInputs<'_, T>,
         chunk: &Chunk,
@@ -130,7 +130,7 @@ impl Plan {
 }
 
 /// The tensors of a part, in buffers of their own.
-struct Piece<'a> {
+pub(super) struct Piece<'a> {
     plan: &'a Plan,
     chunk: &'a Chunk,
     outcome: Outcome,
@@ -148,7 +148,7 @@ struct Piece<'a> {
 
 impl<'a> Piece<'a> {
     /// Uploads what a part reads. `first_query` is that of the queries in `inputs`.
-    async fn new<T: GpuElement>(
+    pub(super) async fn new<T: GpuElement>(
         plan: &'a Plan,
         inputs: &HostInputs<'_, T>,
         first_query: usize,
@@ -236,7 +236,7 @@ impl<'a> Piece<'a> {
         .map_err(GpuError::Device)
     }
 
-    fn tensors(&self) -> ForwardTensors<'_> {
+    pub(super) fn tensors(&self) -> ForwardTensors<'_> {
         let (problem, shape) = (&self.plan.problem, &self.plan.problem.shape);
         let dtype = Dtype::from(self.plan.key().storage);
         let (rows, queries) = (self.chunk.rows.len(), self.chunk.queries.len());

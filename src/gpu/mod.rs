@@ -7,6 +7,8 @@
 //! nothing. [`BackwardPlan`] is the same for gradients. [`Gpu::forward`] and [`Gpu::backward`] do all of it for tensors in host
 //! memory.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod autotune;
 mod backward;
 mod bindings;
 mod bound;
@@ -23,10 +25,14 @@ mod plan;
 mod scope;
 mod shader;
 mod tensor;
+#[cfg(not(target_arch = "wasm32"))]
+mod tuning;
 mod uniforms;
 mod weights;
 mod workspace;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use autotune::Tuned;
 pub use backward::{BackwardPlan, BackwardTensors};
 pub use bound::Bound;
 #[cfg(not(target_arch = "wasm32"))]
@@ -37,6 +43,8 @@ pub use host::GpuElement;
 pub use plan::{Layouts, Plan};
 pub use shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage, Tile};
 pub use tensor::{Dtype, ForwardTensors, TensorView};
+#[cfg(not(target_arch = "wasm32"))]
+pub use tuning::TuningCache;
 /// The version of wgpu whose devices and buffers the engine takes.
 pub use wgpu;
 pub use workspace::Workspace;

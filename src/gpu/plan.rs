@@ -220,7 +220,9 @@ impl Gpu {
             false => (Tile::Small, Tile::Large),
         };
         let pays = if problem.geometry.slots() < LARGE_TILE_SLOTS { little } else { much };
-        let better = PipelineKey { tile: self.options().tile.unwrap_or(pays), ..key };
+        let tuned = || self.known(&(key.without_tile(), geometry(problem)));
+        let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
+        let better = PipelineKey { tile, ..key };
         let key = PipelineKey { tile: little, ..key };
         Ok(if self.check_limits(&better).is_ok() { better } else { key })
     }
@@ -331,6 +333,18 @@ impl Plan {
         let key = PipelineKey { arena, f16_out: false, ..self.key };
         Pipelines::new(&self.gpu, key, self.problem.dropout > 0.0).await
     }
+}
+
+/// All of a problem that decides what its kernels take.
+pub(super) fn geometry(problem: &Problem) -> String {
+    let shape = &problem.shape;
+    let sizes = [problem.batch, problem.kv_batch, shape.head_dim, shape.value_dim];
+    // One version of the crate reads what it has written: fields may change from one to the next.
+    let text = format!(
+        "{sizes:?} {:?} {:?} {:?} {:?} lse {}",
+        shape.query, problem.geometry, shape.mask, shape.bias, shape.lse
+    );
+    text.replace(char::is_control, " ")
 }
 
 /// Whether some row may see nothing, or nothing with a weight.

@@ -1,5 +1,6 @@
 //! The tests of the GPU engine, by what they promise.
 
+pub mod autotune;
 pub mod bad_input;
 pub mod buffers;
 pub mod faults;

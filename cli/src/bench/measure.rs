@@ -13,6 +13,7 @@ use super::gpu_floor;
 use super::machine::{Machine, peak_rss_bytes, reset_peak};
 use super::peer::{Peer, PeerProcess};
 use super::shape::{BenchShape, BenchType, Pass};
+use super::tile;
 use super::training::{Trained, oracle_on_f16};
 use crate::backend::Chosen;
 use crate::error::BadInput;
@@ -40,10 +41,16 @@ pub fn parse_isa(text: &str) -> Result<Isa, String> {
 pub struct Runner {
     pub chosen: Chosen,
     pub cpu: Cpu,
+    /// Whether the GPU engine measures its kernels first.
+    tunes: bool,
 }
 
 impl Runner {
-    pub fn new(chosen: Chosen, threads: Option<usize>, isa: Option<Isa>) -> Result<Self, BadInput> {
+    pub fn new(
+        (chosen, tunes): (Chosen, bool),
+        threads: Option<usize>,
+        isa: Option<Isa>,
+    ) -> Result<Self, BadInput> {
         let mut cpu = match threads {
             Some(threads) => Cpu::with_threads(threads)?,
             None => Cpu::new(),
@@ -51,7 +58,7 @@ impl Runner {
         if let Some(isa) = isa {
             cpu = cpu.with_isa(isa)?;
         }
-        Ok(Self { chosen, cpu })
+        Ok(Self { chosen, cpu, tunes })
     }
 
     /// Threads that compute: the oracle has one.
@@ -223,7 +230,12 @@ pub fn measure(
     // Warm-up: pages, tables, clock.
     let start = Instant::now();
     let mut resident = match &runner.chosen {
-        Chosen::Gpu(gpu) => Some(Resident::new(gpu, &problem, &tensors.inputs, shape.pass)?),
+        Chosen::Gpu(gpu) => {
+            if runner.tunes {
+                tile::tune(gpu, &problem, &tensors.inputs)?;
+            }
+            Some(Resident::new(gpu, &problem, &tensors.inputs, shape.pass)?)
+        }
         _ => None,
     };
     runner.run(&problem, &mut tensors, &mut resident)?;

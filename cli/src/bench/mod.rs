@@ -12,6 +12,7 @@ mod peer;
 mod row;
 mod shape;
 mod suite;
+mod tile;
 mod training;
 
 pub use gpu::Resident;
@@ -46,6 +47,9 @@ pub struct BenchArgs {
     /// Adapter of the GPU engine: a part of its name, or its number.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Tile of the GPU kernels, or fastest: measured once, and kept in the user's cache directory [default: by rules].
+    #[arg(long, value_parser = tile::parse_tile, value_name = "NAME")]
+    tile: Option<tile::TileChoice>,
     /// Threads of the CPU engine; several numbers compare them [default: all].
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     threads: Vec<usize>,
@@ -139,6 +143,11 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     };
     let engines = args.backend.open(args.adapter.as_deref())?;
     let (chosen, _) = engines.choose(crate::case::Dtype::F32, None)?;
+    let chosen = match args.tile {
+        None => chosen,
+        Some(choice) => choice.of(chosen)?,
+    };
+    let tunes = args.tile == Some(tile::TileChoice::Fastest);
     // Everything that can be refused is refused before the first measurement.
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
     let files: Vec<_> = files.filter(|p| p.as_os_str() != "-").collect();
@@ -160,7 +169,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let mut setups = counts
         .into_iter()
         .map(|threads| {
-            let runner = measure::Runner::new(chosen.clone(), threads, args.isa)?;
+            let runner = measure::Runner::new((chosen.clone(), tunes), threads, args.isa)?;
             let start = |&peer| PeerProcess::start(peer, &args.python, runner.threads());
             let peers = args.peer.iter().map(start).collect::<Result<_, _>>()?;
             Ok(Setup { runner, peers, floors: Vec::new() })

@@ -239,6 +239,11 @@ impl PipelineKey {
         all
     }
 
+    /// Its label, but for the tile: what tuning chooses among.
+    pub(in crate::gpu) fn without_tile(&self) -> String {
+        self.to_string().replacen(&format!("-{}", self.tile.name()), "", 1)
+    }
+
     /// The key of another kernel for the same problem: what its text does not depend on is one thing for all.
     pub(in crate::gpu) fn with_kernel(self, kernel: Kernel) -> Self {
         let small = Self {
