@@ -22,6 +22,8 @@ pub struct Bound {
     problem: Problem,
     workspace: u64,
     parts: Vec<Part>,
+    /// Memory that is its own.
+    own: Vec<wgpu::Buffer>,
 }
 
 /// One dispatch.
@@ -149,7 +151,7 @@ impl Bound {
             // How many keys are visited is known now that the bias is.
             loops::check(gpu, problem, &dispatch.key, &dispatch.params, false)?;
         }
-        let parts: Vec<Part> = checked((device, queue), "binding tensors", || {
+        let (parts, uniforms) = checked((device, queue), "binding tensors", || {
             let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
                 size: stride.saturating_mul(dispatches.len().max(1) as u64),
@@ -174,11 +176,24 @@ impl Bound {
                 let offset = offset as u32;
                 Part { key, pipelines, group: own, offset, dropping, params, workgroups }
             };
-            dispatches.into_iter().enumerate().map(part).collect()
+            let parts: Vec<Part> = dispatches.into_iter().enumerate().map(part).collect();
+            (parts, uniforms)
         })
         .await?;
         let (gpu, problem) = (gpu.clone(), problem.clone());
-        Ok(Self { gpu, problem, workspace: workspace.id(), parts })
+        Ok(Self { gpu, problem, workspace: workspace.id(), parts, own: vec![uniforms] })
+    }
+
+    /// The same, with more memory that is its own.
+    pub(super) fn with_own(mut self, buffers: impl IntoIterator<Item = wgpu::Buffer>) -> Self {
+        self.own.extend(buffers);
+        self
+    }
+
+    /// Frees its memory on the device once what was submitted is done; it cannot be submitted again. Dropping it
+    /// does so natively, but in browsers leaves it to the garbage collector, which does not know how large it is.
+    pub fn destroy(&self) {
+        self.own.iter().for_each(wgpu::Buffer::destroy);
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), BindError> {

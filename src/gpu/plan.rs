@@ -304,6 +304,12 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy): that of its clones and of what
+    /// it was bound to, too.
+    pub fn destroy(&self) {
+        [&self.tables].into_iter().chain(&self.nothing).for_each(wgpu::Buffer::destroy);
+    }
+
     /// Its pipelines, for tensors in buffers apart from the output's.
     pub(super) fn own_pipelines(&self) -> &Pipelines {
         &self.pipelines

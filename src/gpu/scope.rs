@@ -52,4 +52,7 @@ fn probe(device: &wgpu::Device, queue: &wgpu::Queue) {
         mapped_at_creation: false,
     });
     queue.write_buffer(&buffer, 0, &[0; 16]);
+    // Left to the garbage collector there.
+    #[cfg(target_arch = "wasm32")]
+    buffer.destroy();
 }

@@ -72,6 +72,11 @@ impl Workspace {
         pollster::block_on(Self::new(gpu, slots))
     }
 
+    /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy).
+    pub fn destroy(&self) {
+        self.buffer.destroy();
+    }
+
     /// Slots in use.
     pub fn used(&self) -> usize {
         self.used

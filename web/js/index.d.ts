@@ -142,6 +142,8 @@ export interface Seed {
 
 /** A forward pass. */
 export interface ForwardCall<T extends Data | Tensor = Data | Tensor> extends Inputs<T>, Seed {
+  /** Where the result goes instead of a new tensor or array: a tensor of its shape that the call does not read. */
+  out?: Tensor;
   /** Also give `lse`, which `backward` needs. */
   returnLse?: boolean;
 }

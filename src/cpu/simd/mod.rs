@@ -6,6 +6,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
 mod portable;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod simd128;
@@ -57,7 +58,7 @@ impl Isa {
         }
     }
 
-    /// Those this machine has, best first; `portable` is always the last.
+    /// Those this machine has, best first; `portable` is the last of them, but where `simd128` is the only one.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
@@ -72,6 +73,7 @@ impl Isa {
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Self::Simd128 => true,
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             Self::Portable => true,
             // Of another machine.
             _ => false,
@@ -114,8 +116,10 @@ impl Available {
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => unsafe { neon::run(op) },
+            // There is no other: a module is compiled for machines that have it, and half as large so.
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Isa::Simd128 => simd128::run(op),
+            _ => simd128::run(op),
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             _ => op.run::<portable::Portable, 4>(),
         }
     }

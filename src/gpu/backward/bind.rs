@@ -50,11 +50,11 @@ impl BackwardPlan {
         dispatches.extend(binder.queries()?);
         dispatches.extend(binder.keys()?);
         let copied: Vec<_> = tensors.results().zip(wide.results()).zip(&scratch.results).collect();
-        let sums;
+        let mut sums = None;
         if let Some(to) = &tensors.dattn_bias {
             let (buffers, all) = binder.bias_buffers().await?;
-            sums = buffers;
-            dispatches.extend(binder.bias(&sums, &all).await?);
+            let sums = sums.insert(buffers);
+            dispatches.extend(binder.bias(sums, &all).await?);
             let b = plan.problem.shape.bias.map_or([1; 3], |b| [b.rows, b.queries, b.slots]);
             dispatches.extend(binder.copy(("dattn_bias", to), &sums[0], &b, false).await?);
         }
@@ -64,7 +64,10 @@ impl BackwardPlan {
                     .extend(binder.copy((name, to), buffer, &from.shape, plan.key().vec4).await?);
             }
         }
-        Bound::new(plan, dispatches, workspace).await
+        let bound = Bound::new(plan, dispatches, workspace).await?;
+        let results = scratch.results.iter().flatten();
+        let own = [&scratch.aux].into_iter().chain(results).chain(sums.iter().flatten());
+        Ok(bound.with_own(own.cloned().collect::<Vec<_>>()))
     }
 
     /// [`BackwardPlan::bind`], waiting for it.

@@ -99,6 +99,12 @@ impl Gpu {
 }
 
 impl BackwardPlan {
+    /// Frees its memory on the device, as [`Plan::destroy`] does.
+    pub fn destroy(&self) {
+        // All share it.
+        self.dq.destroy();
+    }
+
     /// The problem whose gradients it computes.
     pub fn problem(&self) -> &Problem {
         &self.dq.problem

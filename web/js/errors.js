@@ -1,0 +1,41 @@
+// What fails is one of these: the library's error with its name as the code, or one of the package's own.
+
+export class LocalAttentionError extends Error {
+  constructor(code, message) {
+    super(message);
+    this.name = 'LocalAttentionError';
+    this.code = code;
+  }
+}
+
+/** An error from the library's module, a worker or the browser as one of these. */
+export const asError = (error) => {
+  if (error instanceof LocalAttentionError) return error;
+  if (typeof error?.code === 'string') return new LocalAttentionError(error.code, error.message);
+  // A trap: the module's memory is in no known state.
+  return new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${error?.message ?? error}`);
+};
+
+/** Whether nothing can be computed with a backend any more. */
+export const isFatal = (error) => error.code === 'DeviceError.Lost' || error.code === 'BackendError.Crashed';
+
+/** What a value looks like, for messages. */
+export const show = (value) => {
+  if (typeof value === 'string') return JSON.stringify(value);
+  if (typeof value === 'bigint') return `${value}n`;
+  if (typeof value === 'function') return 'a function';
+  if (typeof value === 'symbol') return 'a symbol';
+  if (value === null || typeof value !== 'object') return String(value);
+  const name = value.constructor?.name ?? 'object';
+  if (Array.isArray(value)) return value.length > 8 ? `an Array of ${value.length}` : `[${value.map(show).join(', ')}]`;
+  return ArrayBuffer.isView(value) ? `a ${name} of ${value.length ?? value.byteLength}` : `of class ${name}`;
+};
+
+export const wrongType = (name, value, allowed) =>
+  new LocalAttentionError('ArgumentError.Type', `${name} is ${show(value)}: it must be ${allowed}`);
+
+export const wrongValue = (name, value, allowed) =>
+  new LocalAttentionError('ArgumentError.Value', `${name} is ${show(value)}: it must be ${allowed}`);
+
+export const missing = (name, allowed) =>
+  new LocalAttentionError('ArgumentError.Missing', `${name} is missing: it must be ${allowed}`);
