@@ -6,13 +6,13 @@ import { LocalAttentionError } from './errors.js';
 const DTYPES = { f32: Dtype.F32, f16: Dtype.F16, u8: Dtype.U8 };
 const NAMES = { [Dtype.F32]: 'f32', [Dtype.F16]: 'f16', [Dtype.U8]: 'u8' };
 
-let broken = false;
+let stopped = false;
 
 /** The module, loaded once; after a crash its memory is made anew. */
 const load = async () => {
   await init();
-  if (broken) __wbg_reset_state();
-  broken = false;
+  if (stopped) __wbg_reset_state();
+  stopped = false;
 };
 
 export class Session {
@@ -20,6 +20,8 @@ export class Session {
   #held = new Map();
   #next = 1;
   #crash;
+  /** Whether the module stopped under it: its memory is in no known state, or another's already. */
+  #stopped = false;
 
   static async start(backend) {
     await load();
@@ -27,7 +29,7 @@ export class Session {
     // A call that crashes is never answered: the module stops where it is.
     session.#crash = new Promise((_, reject) => {
       on_crash((message) => {
-        broken = true;
+        session.#stopped = stopped = true;
         reject(new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`));
       });
     });
@@ -46,7 +48,7 @@ export class Session {
 
   /** Whether the device is gone. */
   get lost() {
-    return broken || this.#engine.lost();
+    return this.#stopped || this.#engine.lost();
   }
 
   #hold(object) {
@@ -82,7 +84,7 @@ export class Session {
 
   /** Frees an attention or a tensor. */
   release(id) {
-    this.#held.get(id)?.free();
+    if (!this.#stopped) this.#held.get(id)?.free();
     this.#held.delete(id);
   }
 
@@ -131,7 +133,7 @@ export class Session {
       if (call.dropout) request.made.dropout(call.dropout.seed, call.dropout.offset);
       return await run(request.made);
     } finally {
-      if (!broken) {
+      if (!this.#stopped) {
         request.made?.free();
         Object.values(tensors).forEach((tensor) => tensor.free());
       }
@@ -150,7 +152,7 @@ export class Session {
       try {
         return { bytes: await this.#answered(this.#engine.read(tensor)), shape, dtype };
       } finally {
-        if (!broken) tensor.free();
+        if (!this.#stopped) tensor.free();
       }
     });
     return Promise.all(each);

@@ -50,15 +50,14 @@ impl Inner {
             shapes.truncate(KEPT - 1);
             shapes.insert(0, Rc::new(Ready { shape, storage, problem, plans }));
         }
+        request.check(&shapes[0].problem)?;
         Ok(shapes[0].clone())
     }
 
     async fn forward(&self, request: &Request) -> Result<Array, Failure> {
         let ready = self.ready(request)?;
         let (out, lse) = match &self.engine.device {
-            Some(device) => {
-                gpu::forward(device, (&ready.problem, &ready.plans), request).await?
-            }
+            Some(device) => gpu::forward(device, (&ready.problem, &ready.plans), request).await?,
             None => cpu::forward(&ready.problem, request)?,
         };
         Ok([Some(out), lse].into_iter().flatten().map(JsValue::from).collect())
@@ -67,9 +66,7 @@ impl Inner {
     async fn backward(&self, request: &Request) -> Result<Array, Failure> {
         let ready = self.ready(request)?;
         let gradients = match &self.engine.device {
-            Some(device) => {
-                gpu::backward(device, (&ready.problem, &ready.plans), request).await?
-            }
+            Some(device) => gpu::backward(device, (&ready.problem, &ready.plans), request).await?,
             None => cpu::backward(&ready.problem, request)?,
         };
         Ok(gradients.into_iter().map(JsValue::from).collect())
@@ -91,7 +88,8 @@ impl Inner {
             *tensor = engine.on_host(tensor).await?;
         }
         // Weights depend on no value.
-        request.v = Tensor::of_numbers(request.v.0.dtype, v.clone(), zeros("v", v.iter().product())?);
+        request.v =
+            Tensor::of_numbers(request.v.0.dtype, v.clone(), zeros("v", v.iter().product())?);
         let all = cpu::weights(&ready.problem, &request, queries)?;
         let key = |k: &Option<usize>| k.map_or(-1, |k| k as i32);
         let keys: Vec<i32> = all.keys.iter().map(key).collect();

@@ -103,17 +103,22 @@ impl Device {
         let tensor = self.allocate(dtype, shape).await?;
         let Place::Buffer(buffer) = &tensor.0.place else { return Ok(tensor) };
         let rows = Rows::of(&tensor);
-        let mut array = zeros::<u8>("a tensor", rows.piece * rows.array)?;
+        let padded = rows.array != rows.stored;
+        let mut array = zeros::<u8>("a tensor", if padded { rows.piece * rows.array } else { 0 })?;
         let mut stored = zeros::<u8>("a tensor", rows.piece * rows.stored)?;
         for first in (0..rows.count).step_by(rows.piece) {
             let count = rows.piece.min(rows.count - first);
             let (from, to) = (first * rows.array, (first + count) * rows.array);
-            let array = &mut array[..count * rows.array];
-            bytes.subarray(from as u32, to as u32).copy_to(array);
-            for (to, from) in
-                stored.chunks_exact_mut(rows.stored).zip(array.chunks_exact(rows.array))
-            {
-                to[..rows.array].copy_from_slice(from);
+            let part = bytes.subarray(from as u32, to as u32);
+            if padded {
+                let array = &mut array[..count * rows.array];
+                part.copy_to(array);
+                let to = stored.chunks_exact_mut(rows.stored);
+                for (to, from) in to.zip(array.chunks_exact(rows.array)) {
+                    to[..rows.array].copy_from_slice(from);
+                }
+            } else {
+                part.copy_to(&mut stored[..count]);
             }
             let piece = &stored[..(count * rows.stored).next_multiple_of(4).min(stored.len())];
             let at = (first * rows.stored) as u64;
@@ -226,11 +231,17 @@ impl Rows {
         let count = if array == 0 { 0 } else { rows(shape) };
         if array != stored {
             // Whole vec4s, and so whole words.
-            return Self { count, array, stored, piece: (PIECE_BYTES / stored).clamp(1, count.max(1)) };
+            return Self {
+                count,
+                array,
+                stored,
+                piece: (PIECE_BYTES / stored).clamp(1, count.max(1)),
+            };
         }
-        // As rows of one word: the last may be cut off, its buffer is not.
+        // As bytes, in whole words: a buffer ends with one.
         let bytes = count * array;
-        Self { count: bytes, array: 1, stored: 1, piece: PIECE_BYTES.min(bytes.next_multiple_of(4)) }
+        let piece = PIECE_BYTES.min(bytes.next_multiple_of(4)).max(4);
+        Self { count: bytes, array: 1, stored: 1, piece }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where attention is computed.
 
 use js_sys::{Promise, Uint8Array};
+use local_attention::gpu::PipelineKey;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -78,6 +79,12 @@ impl Engine {
             _ => Ok(tensor.clone()),
         }
     }
+}
+
+/// Every kernel that there is: its key and its text, in turn. For tests, which give them to a browser's compiler.
+#[wasm_bindgen]
+pub fn kernels() -> Vec<String> {
+    PipelineKey::all().iter().flat_map(|key| [key.to_string(), key.wgsl()]).collect()
 }
 
 #[wasm_bindgen]

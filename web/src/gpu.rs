@@ -100,13 +100,6 @@ impl Kept {
     }
 }
 
-/// Layouts of tensors with padded rows.
-fn layouts(request: &Request) -> Layouts {
-    let mut layouts = Layouts::any(request.storage());
-    layouts.vec4 = true;
-    layouts
-}
-
 /// A forward pass: `out`, and `lse` where it is wanted.
 pub(crate) async fn forward(
     device: &Device,
@@ -131,7 +124,8 @@ pub(crate) async fn forward(
     let forward = match known {
         Some(forward) => forward,
         None => {
-            let plan = device.gpu.plan(problem, &layouts(request)).await?;
+            let plan =
+                device.gpu.plan(problem, &Layouts::contiguous(request.storage(), problem)).await?;
             let forward = Rc::new(Forward { plan, kept: RefCell::default() });
             *plans.forward.borrow_mut() = Some(forward.clone());
             forward
@@ -204,7 +198,10 @@ pub(crate) async fn backward(
     let plan = match known {
         Some(plan) => plan,
         None => {
-            let plan = device.gpu.plan_backward(problem, &layouts(request)).await?;
+            let plan = device
+                .gpu
+                .plan_backward(problem, &Layouts::contiguous(request.storage(), problem))
+                .await?;
             let plan = Rc::new(Backward(plan));
             *plans.backward.borrow_mut() = Some(plan.clone());
             plan
@@ -219,11 +216,8 @@ pub(crate) async fn backward(
         gradients.push(device.allocate(dtype, bias.0.shape.clone()).await?);
     }
     let names = ["dq", "dk", "dv", "dattn_bias"];
-    let to: Vec<TensorView<'_>> = gradients
-        .iter()
-        .zip(names)
-        .map(|(t, name)| t.view(name))
-        .collect::<Result<_, _>>()?;
+    let to: Vec<TensorView<'_>> =
+        gradients.iter().zip(names).map(|(t, name)| t.view(name)).collect::<Result<_, _>>()?;
     let [dq, dk, dv, bias @ ..] = &to[..] else { return Ok(Vec::new()) };
     let forward = views(request, out, Some(lse))?;
     let mut tensors =

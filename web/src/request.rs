@@ -1,7 +1,7 @@
 //! What a call takes, set one by one.
 
 use local_attention::gpu::Storage;
-use local_attention::{AttentionShape, Call, Dropout, HostInputs, HostTensor};
+use local_attention::{AttentionShape, Call, Dropout, HostInputs, HostTensor, Problem, RunError};
 use wasm_bindgen::prelude::*;
 
 use crate::error::Failure;
@@ -123,6 +123,21 @@ impl Request {
         let mut shape = AttentionShape::from_inputs(&inputs)?;
         (shape.window, shape.lse) = (self.window, self.with_lse);
         Ok(shape)
+    }
+
+    /// An error unless results, or what a backward pass takes, have the problem's shapes.
+    pub(crate) fn check(&self, problem: &Problem) -> Result<(), Failure> {
+        for (name, tensor, expected) in [
+            ("out", &self.out, problem.out_shape()),
+            ("dout", &self.dout, problem.out_shape()),
+            ("lse", &self.lse, problem.lse_shape()),
+        ] {
+            if let Some(tensor) = tensor.as_ref().filter(|t| t.0.shape != expected) {
+                let got = tensor.0.shape.clone();
+                return Err(RunError::TensorShape { tensor: name, got, expected }.into());
+            }
+        }
+        Ok(())
     }
 
     /// How its numbers are stored.

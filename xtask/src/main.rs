@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to pass, on a fresh machine.
+//! `cargo xtask test`: everything that has to pass, on a fresh machine; and the browser package.
 
 mod cross;
 mod package;
@@ -9,7 +9,9 @@ mod web;
 use std::process::ExitCode;
 use std::time::Instant;
 
-const USAGE: &str = "usage: cargo xtask test [--install] [PART ...]";
+const USAGE: &str = "usage: cargo xtask test [--install] [PART ...]   tests, all or some parts
+       cargo xtask web [--install]               builds the browser package: web/dist
+       cargo xtask serve [PORT]                  serves it on this machine";
 
 fn main() -> ExitCode {
     // --install is read where something is missing.
@@ -18,6 +20,21 @@ fn main() -> ExitCode {
         Some((command, names)) => (command.as_str(), names),
         None => ("", &[][..]),
     };
+    let done = match (command, names) {
+        ("web", []) => Some(web::build()),
+        ("serve", []) => Some(web::serve(None)),
+        ("serve", [port]) => Some(web::serve(Some(port))),
+        _ => None,
+    };
+    if let Some(result) = done {
+        return match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("xtask: {command} failed: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let known: Vec<&str> = parts::ALL.iter().map(|part| part.name).collect();
     if command != "test" || names.iter().any(|name| !known.contains(&name.as_str())) {
         eprintln!("{USAGE}\nparts: {}", known.join(", "));

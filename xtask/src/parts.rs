@@ -1,6 +1,6 @@
 //! The parts of the test suite, each a list of cargo commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use crate::{package, simd, web};
@@ -44,7 +44,7 @@ pub const ALL: &[Part] = &[
     },
     Part {
         name: "web",
-        what: "the GPU engine in headless Chromium, against the oracle",
+        what: "the browser package, built and tested in headless Chromium",
         run: web::test,
     },
 ];
@@ -67,6 +67,7 @@ fn lint() -> Result<(), String> {
         args.extend(["--", "-D", "warnings"]);
         cargo(&args, &[])?;
     }
+    web::lint()?;
     // Outside the workspace, so that nothing else would notice.
     cargo(
         &["check", "--manifest-path", "fuzz/Cargo.toml", "--no-default-features"],
@@ -200,6 +201,18 @@ pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), Str
     let (mut command, line) = prepare(program, args, env);
     println!("$ {line}");
     ended(command.status(), &line)
+}
+
+/// The same in another folder.
+pub fn run_in(
+    folder: &Path,
+    program: &str,
+    args: &[&str],
+    env: &[(&str, &str)],
+) -> Result<(), String> {
+    let (mut command, line) = prepare(program, args, env);
+    println!("$ {line}");
+    ended(command.current_dir(folder).status(), &line)
 }
 
 /// The same for one of several that run at the same time: what it prints is shown when it ends.

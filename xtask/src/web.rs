@@ -1,118 +1,105 @@
-//! The GPU engine in a browser: compiled to WebAssembly, served from here, run by headless Chromium on
-//! SwiftShader's WebGPU.
+//! The browser package: compiled to WebAssembly, bound, tested in headless Chromium, served.
 
-use std::fs::File;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use tiny_http::{Header, Method, Request, Response, Server};
+use tiny_http::{Header, Request, Response, Server};
 
 use crate::cross;
-use crate::parts::{cargo, need, root, which};
+use crate::parts::{cargo, need, root, run_in, which};
 
-const TRIPLE: &str = "wasm32-unknown-unknown";
-const PATIENCE: Duration = Duration::from_secs(1200);
+/// What the package is compiled for.
+pub const TRIPLE: &str = "wasm32-unknown-unknown";
 
-/// Builds the smoke test, runs it and takes its result.
-pub fn test() -> Result<(), String> {
-    need("Chromium", &|| which("chromium"), "chromium")?;
-    let mut args = vec!["build", "--release", "-p", "local-attention-smoke", "--target", TRIPLE];
+/// Builds the package's generated half, `web/dist`, and puts the licences beside it.
+pub fn build() -> Result<(), String> {
+    let mut args =
+        vec!["build", "--profile", "web", "-p", "local-attention-web", "--target", TRIPLE];
     let rustup = cross::rustup_has(TRIPLE);
-    let mut env = Vec::new();
+    // Messages of panics hold paths: not those of who built it.
+    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME")).unwrap_or_default();
+    let flags = format!("-Ctarget-feature=+simd128 --remap-path-prefix={home}=");
+    let mut env = vec![("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", flags.as_str())];
     if !rustup {
         cross::debian_toolchain()?;
         args.push("-Zbuild-std=std,panic_abort");
         env.push(("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld"));
     }
     cross::cargo(rustup, &args, &env)?;
-    let target = root().join("target");
-    let module = target.join(TRIPLE).join("release/local_attention_smoke.wasm");
-    let folder = target.join("web");
-    let text = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path that is no text");
-    cargo(&["run", "-p", "bindgen", "--", &text(&module)?, &text(&folder)?], &[])?;
-    let page = root().join("web/smoke/index.html");
-    let put = |e: std::io::Error| format!("{}: {e}", folder.display());
-    std::fs::copy(page, folder.join("index.html")).map_err(put)?;
-
-    let server = Server::http("127.0.0.1:0").map_err(|e| format!("no port: {e}"))?;
-    let address = server.server_addr();
-    let profile = folder.join("profile");
-    // Of a run that was killed.
-    let _ = std::fs::remove_dir_all(&profile);
-    let log = File::create(folder.join("chromium.log")).map_err(put)?;
-    let mut browser = Command::new("chromium")
-        .args([
-            "--headless",
-            "--enable-logging=stderr",
-            "--no-sandbox",
-            "--enable-unsafe-webgpu",
-            "--use-webgpu-adapter=swiftshader",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            &format!("--user-data-dir={}", text(&profile)?),
-            &format!("http://{address}/index.html"),
-        ])
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .map_err(|e| format!("chromium: {e}"))?;
-    let result = serve(&server, &folder, &mut browser);
-    let _ = browser.kill();
-    let _ = browser.wait();
-    let _ = std::fs::remove_dir_all(profile);
-    let result = result?;
-    match result.split_once('\n') {
-        Some(("ok", lines)) => {
-            println!("{lines}");
-            Ok(())
-        }
-        _ => Err(format!("in the browser it {result}")),
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let module = root().join(target).join(TRIPLE).join("web/local_attention_web.wasm");
+    let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("a path that is no text");
+    cargo(&["run", "-q", "-p", "bindgen", "--", &text(module)?, &text(web("dist"))?], &[])?;
+    for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        fs::copy(root().join(name), web(name)).map_err(|e| format!("{name}: {e}"))?;
     }
+    Ok(())
 }
 
-/// Answers requests until the page posts its result.
-fn serve(server: &Server, folder: &Path, browser: &mut Child) -> Result<String, String> {
-    let log = folder.join("chromium.log");
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        let request = server.recv_timeout(Duration::from_millis(100));
+/// Builds the package and runs its tests.
+pub fn test() -> Result<(), String> {
+    need("Chromium", &|| which("chromium"), "chromium")?;
+    need("Node", &|| which("node"), "nodejs")?;
+    need("npm", &|| which("npm"), "npm")?;
+    build()?;
+    let folder = web("");
+    // Once: until what is locked changes.
+    let changed = |name: &str| fs::metadata(web(name)).and_then(|m| m.modified()).ok();
+    if changed("node_modules/.package-lock.json") < changed("package-lock.json") {
+        let args = ["ci", "--no-audit", "--no-fund", "--prefer-offline"];
+        run_in(&folder, "npm", &args, &[])?;
+    }
+    let args = ["--test", "--test-reporter=spec", "test/index.mjs"];
+    run_in(&folder, "node", &args, &[])
+}
+
+/// Clippy on what is only compiled for browsers, where rustup has the target.
+pub fn lint() -> Result<(), String> {
+    if !cross::rustup_has(TRIPLE) {
+        println!("not linted for browsers: rustup target add {TRIPLE}");
+        return Ok(());
+    }
+    let args = ["clippy", "-p", "local-attention-web", "--target", TRIPLE, "--", "-D", "warnings"];
+    let flags = ("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", "-Ctarget-feature=+simd128");
+    cargo(&args, &[flags])
+}
+
+/// Serves the package's folder until it is ended.
+pub fn serve(port: Option<&str>) -> Result<(), String> {
+    let address = format!("127.0.0.1:{}", port.unwrap_or("8000"));
+    let server = Server::http(&address).map_err(|e| format!("{address}: {e}"))?;
+    println!("http://{address}/");
+    for request in server.incoming_requests() {
         // A connection that the browser drops is its own matter.
-        if let Ok(Some(request)) = request
-            && let Ok(Some(result)) = answer(request, folder)
-        {
-            return Ok(result);
-        }
-        if let Ok(Some(status)) = browser.try_wait() {
-            return Err(format!("Chromium ended with {status}: see {}", log.display()));
-        }
+        let _ = answer(request);
     }
-    Err(format!("no result after {} s: see {}", PATIENCE.as_secs(), log.display()))
+    Ok(())
 }
 
-/// One request: a file of the folder, or the result.
-fn answer(mut request: Request, folder: &Path) -> std::io::Result<Option<String>> {
-    if *request.method() == Method::Post {
-        let mut body = String::new();
-        request.as_reader().read_to_string(&mut body)?;
-        request.respond(Response::empty(204))?;
-        return Ok(Some(body));
+/// One request: a file of the package's folder.
+fn answer(request: Request) -> std::io::Result<()> {
+    let path = request.url().split(['?', '#']).next().unwrap_or_default();
+    let mut path = path.trim_start_matches('/').to_owned();
+    if path.is_empty() || path.ends_with('/') {
+        path.push_str("index.html");
     }
-    let name = request.url().trim_start_matches('/').to_owned();
-    // Only files that lie in the folder itself.
-    let file = if name.contains(['/', '\\']) { None } else { File::open(folder.join(&name)).ok() };
-    let kind = match name.rsplit('.').next() {
-        Some("html") => "text/html",
-        Some("js") => "text/javascript",
+    let below = !path.contains('\\') && path.split('/').all(|part| part != "..");
+    let file = if below { fs::File::open(web(&path)).ok() } else { None };
+    let kind = match Path::new(&path).extension().and_then(|e| e.to_str()) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("js" | "mjs") => "text/javascript",
+        Some("css") => "text/css",
+        Some("json") => "application/json",
+        Some("svg") => "image/svg+xml",
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     };
     match (file, Header::from_bytes("Content-Type", kind)) {
-        (Some(file), Ok(kind)) => request.respond(Response::from_file(file).with_header(kind))?,
-        _ => request.respond(Response::empty(404))?,
+        (Some(file), Ok(kind)) => request.respond(Response::from_file(file).with_header(kind)),
+        _ => request.respond(Response::empty(404)),
     }
-    Ok(None)
+}
+
+fn web(path: &str) -> PathBuf {
+    root().join("web").join(path)
 }

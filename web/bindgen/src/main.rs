@@ -13,7 +13,12 @@ fn main() -> ExitCode {
         .input_path(module)
         .web(true)
         // The module finds its WebAssembly beside itself.
-        .and_then(|b| b.omit_default_module_path(false).reset_state_function(true).remove_name_section(true).generate(folder));
+        .and_then(|b| {
+            b.omit_default_module_path(false)
+                .reset_state_function(true)
+                .remove_name_section(true)
+                .generate(folder)
+        });
     match made {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -1,0 +1,45 @@
+// Every golden case on both backends, within the tolerance that all backends are held to.
+
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { GOLDENS, openShared } from './browser.mjs';
+
+const TOLERANCE = 1e-5;
+
+export const cases = readdirSync(GOLDENS, { recursive: true }).filter((name) => name.endsWith('.safetensors')).sort();
+
+/** Whether a case's features are whole vec4s: others take other kernels, so no kernel is compiled in two browsers. */
+const isWhole = (name) => {
+  const file = readFileSync(join(GOLDENS, name));
+  const { q, v } = JSON.parse(file.subarray(8, 8 + Number(file.readBigUInt64LE())));
+  return q.shape.at(-1) % 8 === 0 && v.shape.at(-1) % 4 === 0;
+};
+export const whole = cases.filter(isWhole);
+export const odd = cases.filter((name) => !isWhole(name));
+
+/** Checks cases on a backend, in a browser. */
+export const goldens = (backend, number, names) => async () => {
+  assert.ok(names.length > 0, `no case in ${GOLDENS}`);
+  const { page, said } = await openShared(number);
+  const [failed, start] = [[], performance.now()];
+  let [worst, tensors] = [0, 0];
+  for (const name of names) {
+    const check = ([name, backend, tolerance]) =>
+      globalThis.checkCase(name, backend, tolerance).then(Object.entries, (error) => `${error.code}: ${error.message}`);
+    const shares = await page.evaluate(check, [name, backend, TOLERANCE]);
+    if (typeof shares === 'string') {
+      failed.push(`${name}: ${shares}`);
+      continue;
+    }
+    for (const [tensor, share] of shares) {
+      tensors += 1;
+      worst = Math.max(worst, share);
+      if (!(share <= 1)) failed.push(`${name}: ${tensor} is off by ${share} times what is allowed`);
+    }
+  }
+  assert.deepEqual(failed, []);
+  assert.deepEqual(said, []);
+  const seconds = ((performance.now() - start) / 1000).toFixed(0);
+  console.log(`${backend}: ${names.length} cases, ${tensors} tensors, at worst ${worst.toFixed(2)} of the tolerance, ${seconds} s`);
+};

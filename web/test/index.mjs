@@ -1,0 +1,22 @@
+// All tests. Two browsers at the same time: both spend most of it compiling kernels, each on one thread.
+
+import { describe, test } from 'node:test';
+import { api } from './api.mjs';
+import { device } from './device.mjs';
+import { cases, goldens, odd, whole } from './goldens.mjs';
+import { kernels } from './kernels.mjs';
+import { packed } from './package.mjs';
+
+describe('local-attention', { concurrency: true }, () => {
+  describe('one', () => {
+    test('golden cases of whole vec4s on webgpu', goldens('webgpu', 0, whole));
+    kernels();
+  });
+  describe('two', () => {
+    packed();
+    test('golden cases on wasm', goldens('wasm', 1, cases));
+    api();
+    test('golden cases of other sizes on webgpu', goldens('webgpu', 1, odd));
+    device();
+  });
+});
