@@ -6,7 +6,7 @@ import { openShared } from './browser.mjs';
 
 /** Runs a function in the page, and says what was logged. */
 const inPage = async (run, argument) => {
-  const { page, said } = await openShared(1);
+  const { page, said } = await openShared(0);
   return { value: await page.evaluate(run, argument), said };
 };
 

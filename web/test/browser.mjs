@@ -58,6 +58,8 @@ const start = async () => {
       '--disable-background-networking',
       '--disable-component-update',
       '--disable-sync',
+      // Compiling a kernel takes it seconds on a busy machine, which it would take for a hang.
+      '--disable-gpu-watchdog',
     ],
   });
   const server = await serve({ '': WEB, goldens: GOLDENS });

@@ -8,15 +8,16 @@ import { kernels } from './kernels.mjs';
 import { packed } from './package.mjs';
 
 describe('local-attention', { concurrency: true }, () => {
-  describe('one', () => {
+  describe('one', { concurrency: false }, () => {
     test('golden cases of whole vec4s on webgpu', goldens('webgpu', 0, whole));
-    kernels();
+    // With kernels that are compiled by now, for the most part.
+    api();
   });
-  describe('two', () => {
+  describe('two', { concurrency: false }, () => {
     packed();
     test('golden cases on wasm', goldens('wasm', 1, cases));
-    api();
     test('golden cases of other sizes on webgpu', goldens('webgpu', 1, odd));
     device();
+    kernels();
   });
 });

@@ -18,7 +18,12 @@ pub fn build() -> Result<(), String> {
     let rustup = cross::rustup_has(TRIPLE);
     // Messages of panics hold paths: not those of who built it.
     let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME")).unwrap_or_default();
-    let flags = format!("-Ctarget-feature=+simd128 --remap-path-prefix={home}=");
+    // Flags end at spaces.
+    let remap = match home.is_empty() || home.contains(' ') {
+        true => String::new(),
+        false => format!(" --remap-path-prefix={home}="),
+    };
+    let flags = format!("-Ctarget-feature=+simd128{remap}");
     let mut env = vec![("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", flags.as_str())];
     if !rustup {
         cross::debian_toolchain()?;
