@@ -16,9 +16,6 @@ export const asError = (error) => {
   return new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${error?.message ?? error}`);
 };
 
-/** Whether nothing can be computed with a backend any more. */
-export const isFatal = (error) => error.code === 'DeviceError.Lost' || error.code === 'BackendError.Crashed';
-
 /** What a value looks like, for messages. */
 export const show = (value) => {
   if (typeof value === 'string') return JSON.stringify(value);

@@ -30,8 +30,9 @@ export class Remote {
     remote.#worker.addEventListener('message', ({ data: { number, value, error } }) => {
       const { resolve, reject } = remote.#waiting.get(number);
       remote.#waiting.delete(number);
-      if (error) reject(asError(error));
-      else resolve(value);
+      if (!error) return resolve(value);
+      reject(asError(error));
+      if (error.code === 'BackendError.Crashed') remote.#fail(error.message);
     });
     remote.#worker.addEventListener('error', (event) => {
       event.preventDefault();
@@ -73,10 +74,5 @@ export class Remote {
   release(id) {
     // A worker that is gone has released everything.
     if (!this.#failure) this.#call('release', id).catch(() => {});
-  }
-
-  /** Ends the worker. */
-  end() {
-    this.#fail('it was ended');
   }
 }

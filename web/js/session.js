@@ -6,13 +6,19 @@ import { LocalAttentionError } from './errors.js';
 const DTYPES = { f32: Dtype.F32, f16: Dtype.F16, u8: Dtype.U8 };
 const NAMES = { [Dtype.F32]: 'f32', [Dtype.F16]: 'f16', [Dtype.U8]: 'u8' };
 
-let stopped = false;
+/** The module's memory: it stops with the first panic, and what it held is not to be touched any more. */
+let memory = { stopped: false };
 
-/** The module, loaded once; after a crash its memory is made anew. */
+/** The module, loaded once; after a panic it gets new memory. */
 const load = async () => {
-  await init();
-  if (stopped) __wbg_reset_state();
-  stopped = false;
+  try {
+    await init();
+  } catch (error) {
+    throw new LocalAttentionError('BackendError.Unavailable', `the WebAssembly could not be loaded: ${error.message}`);
+  }
+  if (!memory.stopped) return;
+  memory = { stopped: false };
+  __wbg_reset_state();
 };
 
 export class Session {
@@ -20,16 +26,16 @@ export class Session {
   #held = new Map();
   #next = 1;
   #crash;
-  /** Whether the module stopped under it: its memory is in no known state, or another's already. */
-  #stopped = false;
+  #memory;
 
   static async start(backend) {
     await load();
     const session = new Session();
+    session.#memory = memory;
     // A call that crashes is never answered: the module stops where it is.
     session.#crash = new Promise((_, reject) => {
       on_crash((message) => {
-        session.#stopped = stopped = true;
+        session.#memory.stopped = true;
         reject(new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`));
       });
     });
@@ -48,7 +54,7 @@ export class Session {
 
   /** Whether the device is gone. */
   get lost() {
-    return this.#stopped || this.#engine.lost();
+    return this.#memory.stopped || this.#engine.lost();
   }
 
   #hold(object) {
@@ -84,7 +90,7 @@ export class Session {
 
   /** Frees an attention or a tensor. */
   release(id) {
-    if (!this.#stopped) this.#held.get(id)?.free();
+    if (!this.#memory.stopped) this.#held.get(id)?.free();
     this.#held.delete(id);
   }
 
@@ -133,7 +139,7 @@ export class Session {
       if (call.dropout) request.made.dropout(call.dropout.seed, call.dropout.offset);
       return await run(request.made);
     } finally {
-      if (!this.#stopped) {
+      if (!this.#memory.stopped) {
         request.made?.free();
         Object.values(tensors).forEach((tensor) => tensor.free());
       }
@@ -152,7 +158,7 @@ export class Session {
       try {
         return { bytes: await this.#answered(this.#engine.read(tensor)), shape, dtype };
       } finally {
-        if (!this.#stopped) tensor.free();
+        if (!this.#memory.stopped) tensor.free();
       }
     });
     return Promise.all(each);

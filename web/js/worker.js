@@ -1,5 +1,6 @@
 // The CPU engine in a worker, so that the page stays alive while it computes.
 
+import { asError } from './errors.js';
 import { Session } from './session.js';
 
 const session = Session.start('wasm');
@@ -17,6 +18,7 @@ addEventListener('message', async ({ data: { number, method, argument } }) => {
     postMessage({ number, value }, buffers(value));
   } catch (error) {
     // Only text crosses over.
-    postMessage({ number, error: { code: error?.code, message: String(error?.message ?? error) } });
+    const { code, message } = asError(error);
+    postMessage({ number, error: { code, message } });
   }
 });
