@@ -95,22 +95,22 @@ export class Session {
   }
 
   async forward({ id, call }) {
-    return this.#with(call, async (request) => {
-      const results = await this.#answered(this.#held.get(id).forward(request));
+    return this.#with(id, call, async (attention, request) => {
+      const results = await this.#answered(attention.forward(request));
       return this.#results(results, call.keep, [call.out, call.lse]);
     });
   }
 
   async backward({ id, call }) {
-    return this.#with(call, async (request) => {
-      const results = await this.#answered(this.#held.get(id).backward(request));
+    return this.#with(id, call, async (attention, request) => {
+      const results = await this.#answered(attention.backward(request));
       return this.#results(results, call.keep, []);
     });
   }
 
   async weights({ id, call, queries: [first, end] }) {
-    return this.#with(call, async (request) => {
-      const [weights, shape, keys] = await this.#answered(this.#held.get(id).weights(request, first, end));
+    return this.#with(id, call, async (attention, request) => {
+      const [weights, shape, keys] = await this.#answered(attention.weights(request, first, end));
       return { weights, shape: [...shape], keys };
     });
   }
@@ -120,15 +120,21 @@ export class Session {
     return { start, end: ends, window, slots, paddedLength };
   }
 
-  /** Runs something on the tensors of a call; arrays are uploaded for it. */
-  async #with(call, run) {
+  /** Runs something with an attention on the tensors of a call; arrays are uploaded for it. */
+  async #with(id, call, run) {
     const named = Object.entries(call).filter(([, input]) => input?.id !== undefined || input?.bytes !== undefined);
     const tensors = {};
     // Handles first: what is disposed of meanwhile is still used by this call.
+    const attention = this.#held.get(id).clone_handle();
     for (const [name, { id }] of named) if (id !== undefined) tensors[name] = this.#held.get(id).clone_handle();
     const request = { made: undefined };
     try {
-      for (const [name, input] of named) if (!tensors[name]) tensors[name] = await this.#upload(input);
+      // At the same time, and all to their end: those that are there are freed below.
+      const arrays = named.filter(([name]) => !tensors[name]);
+      const uploads = await Promise.allSettled(arrays.map(([, input]) => this.#upload(input)));
+      uploads.forEach(({ value }, i) => value && (tensors[arrays[i][0]] = value));
+      const failed = uploads.find(({ status }) => status === 'rejected');
+      if (failed) throw failed.reason;
       request.made = new Request(tensors.q, tensors.k, tensors.v);
       for (const name of ['mask', 'attnBias', 'out', 'lse', 'dout']) {
         if (tensors[name]) request.made.tensor(name, tensors[name]);
@@ -137,10 +143,11 @@ export class Session {
       if (call.biasGradient === false) request.made.without_bias_gradient();
       if (call.windowSize !== undefined) request.made.window_size(call.windowSize);
       if (call.dropout) request.made.dropout(call.dropout.seed, call.dropout.offset);
-      return await run(request.made);
+      return await run(attention, request.made);
     } finally {
       if (!this.#memory.stopped) {
         request.made?.free();
+        attention.free();
         Object.values(tensors).forEach((tensor) => tensor.free());
       }
     }

@@ -21,6 +21,7 @@ const KEPT: usize = 8;
 
 /// An attention on an engine.
 #[wasm_bindgen]
+#[derive(Clone)]
 pub struct Attention(Rc<Inner>);
 
 struct Inner {
@@ -109,6 +110,11 @@ impl Attention {
         let Config { config, quirks } = config;
         let attention = LocalAttention::new(config).map_err(Failure::from)?.with_quirks(quirks);
         Ok(Self(Rc::new(Inner { engine: engine.clone(), attention, shapes: RefCell::default() })))
+    }
+
+    /// Another handle on the same attention.
+    pub fn clone_handle(&self) -> Attention {
+        self.clone()
     }
 
     /// Whether queries and keys are rotated.

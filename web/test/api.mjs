@@ -286,8 +286,11 @@ export const api = () => {
           await fails('a tensor without a shape', () => attention.upload(x));
           await fails('a tensor that is gone, read', () => gone.read());
           const after = await attention.forward(good);
+          // What runs is not ended by it.
+          const running = attention.forward(good);
           attention.dispose();
           attention.dispose();
+          if (!(await running).every((y, i) => y === before[i])) throw new Error('a call that ran is wrong');
           await fails('an attention that is gone', () => attention.forward(good));
           return { told, same: before.every((y, i) => y === after[i]) };
         }, backend);

@@ -37,7 +37,7 @@ export const checkCase = async (name, backend, tolerance) => {
   const options = Object.entries(JSON.parse(metadata.config)).map(([key, value]) => [camel(key), value]);
   const attention = await LocalAttention.create({ ...Object.fromEntries(options), backend });
   if (attention.backend !== backend) throw new Error(`it computes on ${attention.backend}`);
-  const forward = JSON.parse(metadata.forward);
+  const forward = JSON.parse(metadata.forward ?? '{}');
   const call = { shape: {}, windowSize: forward.window_size };
   for (const name of ['q', 'k', 'v', 'mask', 'attn_bias']) {
     if (!tensors[name]) continue;
