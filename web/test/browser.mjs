@@ -11,7 +11,14 @@ export const WEB = fileURLToPath(new URL('..', import.meta.url));
 /** Case files: those of the folder that the variable names, below the workspace where it is relative. */
 export const GOLDENS = resolve(WEB, '..', process.env.LOCAL_ATTENTION_GOLDENS ?? 'tests/goldens');
 
-const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.wasm': 'application/wasm' };
+const TYPES = {
+  '.html': 'text/html',
+  '.js': 'text/javascript',
+  '.css': 'text/css',
+  '.svg': 'image/svg+xml',
+  '.txt': 'text/plain',
+  '.wasm': 'application/wasm',
+};
 
 /** Serves folders, by the first part of a path; its address and what ends it. */
 export const serve = async (folders) => {
@@ -67,7 +74,7 @@ const start = async () => {
 };
 
 /** A page of its own, with what it says on its console; the package is `la` there. */
-export const open = async ({ url, number = 0 } = {}) => {
+export const open = async ({ url, path = 'test/page/index.html', number = 0 } = {}) => {
   if (!running.has(number)) running.set(number, start());
   const { browser, server } = await running.get(number);
   const page = await browser.newPage();
@@ -76,7 +83,7 @@ export const open = async ({ url, number = 0 } = {}) => {
     if (['error', 'warning'].includes(message.type())) said.push(`${message.type()}: ${message.text()}`);
   });
   page.on('pageerror', (error) => said.push(`uncaught: ${error.message}`));
-  await page.goto(url ?? `${server.url}test/page/index.html`);
+  await page.goto(url ?? server.url + path);
   return { page, said };
 };
 

@@ -2,6 +2,7 @@
 
 import { describe, test } from 'node:test';
 import { api } from './api.mjs';
+import { demo } from './demo.mjs';
 import { device } from './device.mjs';
 import { cases, goldens, odd, whole } from './goldens.mjs';
 import { kernels } from './kernels.mjs';
@@ -12,6 +13,7 @@ describe('local-attention', { concurrency: true }, () => {
     test('golden cases of whole vec4s on webgpu', goldens('webgpu', 0, whole));
     // With kernels that are compiled by now, for the most part.
     api();
+    demo(0);
   });
   describe('two', { concurrency: false }, () => {
     packed();

@@ -35,6 +35,9 @@ pub fn build() -> Result<(), String> {
     let module = root().join(target).join(TRIPLE).join("web/local_attention_web.wasm");
     let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("a path that is no text");
     cargo(&["run", "-q", "-p", "bindgen", "--", &text(module)?, &text(web("dist"))?], &[])?;
+    // What the page shows attention on.
+    let text = root().join("examples/char_model/genesis.txt");
+    fs::copy(&text, web("dist/text.txt")).map_err(|e| format!("{}: {e}", text.display()))?;
     for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
         fs::copy(root().join(name), web(name)).map_err(|e| format!("{name}: {e}"))?;
     }
@@ -96,6 +99,7 @@ fn answer(request: Request) -> std::io::Result<()> {
         Some("css") => "text/css",
         Some("json") => "application/json",
         Some("svg") => "image/svg+xml",
+        Some("txt") => "text/plain; charset=utf-8",
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     };

@@ -1,0 +1,173 @@
+// What the page shows follows from its settings, one step after the other; what comes too late is dropped.
+
+import { LocalAttention } from '../js/index.js';
+import { Data } from './data.js';
+import { difference, time } from './measure.js';
+import { Pattern } from './pattern.js';
+import { optionsOf, Settings } from './settings.js';
+import { Times } from './times.js';
+import { WeightsView } from './weights.js';
+
+const $ = (id) => document.getElementById(id);
+/** Numbers of an output up to which both engines are compared unasked. */
+const UNASKED = 1 << 19;
+
+const text = await fetch('../dist/text.txt').then((answer) => answer.text());
+const settings = new Settings($('settings'), () => soon());
+const pattern = new Pattern($('canvas'), () => show());
+const weights = new WeightsView({ bars: $('bars'), letters: $('letters'), top: $('top') });
+const times = new Times($('chart'), $('times'));
+
+/** What is shown: an attention, its data, and what its queries see. */
+let shown = null;
+let turn = 0;
+let timer;
+
+const trouble = (error) => {
+  $('trouble').hidden = !error;
+  $('trouble').textContent = error?.message ?? '';
+};
+
+/** After a slider has come to rest. */
+const soon = () => {
+  clearTimeout(timer);
+  timer = setTimeout(update, 120);
+};
+
+async function update() {
+  const mine = ++turn;
+  const chosen = settings.read();
+  let attention;
+  try {
+    attention = await LocalAttention.create(optionsOf(chosen));
+    const visible = await attention.visible({ n: chosen.n });
+    if (mine !== turn) {
+      attention.dispose();
+      return;
+    }
+    shown?.attention.dispose();
+    shown = { attention, chosen, visible, data: new Data(text, chosen) };
+    trouble(null);
+    engine(attention);
+    headChoices(chosen.heads);
+    pattern.show(visible, chosen.n);
+    const numbers = chosen.heads * chosen.n * chosen.d;
+    if (attention.backend === 'webgpu' && numbers <= UNASKED) await compare();
+    else agreement(attention.backend === 'webgpu' ? [] : [['WebGPU', attention.fallbackReason]]);
+  } catch (error) {
+    if (attention && shown?.attention !== attention) attention.dispose();
+    if (mine === turn) trouble(error);
+  }
+}
+
+function engine({ backend, device, fallbackReason }) {
+  const name = backend === 'webgpu' ? 'WebGPU' : 'WebAssembly, one thread';
+  $('engine').textContent = `Computed by ${name}${device ? ` (${device})` : ''}${fallbackReason ? `: ${fallbackReason}` : ''}`;
+}
+
+function headChoices(heads) {
+  const before = +$('head').value || 0;
+  $('head').replaceChildren(...Array.from({ length: heads }, (_, i) => new Option(`${i + 1}`, i)));
+  $('head').value = Math.min(before, heads - 1);
+}
+
+/** The chosen query: its range in words, its weights. One at a time: the last one pointed at. */
+let showing = false;
+let wanted = false;
+async function show() {
+  wanted = true;
+  if (showing || !shown) return;
+  showing = true;
+  while (wanted) {
+    wanted = false;
+    const { attention, chosen, visible, data } = shown;
+    const t = pattern.query;
+    const [start, end] = [visible.start[t], visible.end[t]];
+    const count = (end - start).toLocaleString();
+    const padding = end > chosen.n ? `, ${(end - Math.max(start, chosen.n)).toLocaleString()} of them padding` : '';
+    $('seen').textContent =
+      end > start
+        ? `Query ${t.toLocaleString()} sees keys ${start.toLocaleString()} to ${(end - 1).toLocaleString()}: ${count}${padding}.`
+        : `Query ${t.toLocaleString()} sees no key.`;
+    try {
+      const { q, k, v, shape } = data.head(+$('head').value);
+      const call = { q, k: chosen.shared ? q : k, v, shape, queries: [t, t + 1] };
+      const result = await attention.weights(call);
+      if (attention === shown.attention) weights.show({ query: t, letters: data.letters, ...result });
+    } catch (error) {
+      if (attention === shown.attention) {
+        weights.clear();
+        trouble(error);
+      }
+    }
+  }
+  showing = false;
+}
+
+function agreement(pairs) {
+  const element = (name, text) => Object.assign(document.createElement(name), { textContent: text });
+  $('difference').replaceChildren(...pairs.flatMap(([name, value]) => [element('dt', name), element('dd', value)]));
+}
+
+async function compare() {
+  const mine = turn;
+  const { data, chosen } = shown;
+  agreement([['Comparing', '…']]);
+  $('compare').disabled = true;
+  try {
+    const { worst, largest, numbers } = await difference(data, chosen);
+    if (mine !== turn) return;
+    agreement([
+      ['Largest difference', worst.toExponential(2)],
+      ['Largest output', largest.toPrecision(3)],
+      ['Numbers compared', numbers.toLocaleString()],
+    ]);
+  } catch (error) {
+    if (mine === turn) agreement([['Not compared', error.message]]);
+  } finally {
+    $('compare').disabled = false;
+  }
+}
+
+let running = null;
+async function measure() {
+  running = new AbortController();
+  const { signal } = running;
+  const chosen = settings.read();
+  const lengths = [];
+  for (let n = 256; n <= +$('most').value; n *= 2) lengths.push(n);
+  const backends = shown?.attention.backend === 'webgpu' ? ['webgpu', 'wasm'] : ['wasm'];
+  $('measured').hidden = false;
+  times.start(backends, lengths);
+  $('progress').value = 0;
+  $('run').disabled = true;
+  $('cancel').disabled = false;
+  let done = 0;
+  try {
+    for (const n of lengths) {
+      for (const backend of backends) {
+        signal.throwIfAborted();
+        const ms = await time(backend, text, { ...chosen, n }, signal);
+        times.add(backend, n, ms);
+        $('progress').value = ++done / (lengths.length * backends.length);
+      }
+    }
+  } catch (error) {
+    if (!signal.aborted) trouble(error);
+  } finally {
+    running = null;
+    $('run').disabled = false;
+    $('cancel').disabled = true;
+  }
+}
+
+$('zoomIn').addEventListener('click', () => pattern.zoom(1.5));
+$('zoomOut').addEventListener('click', () => pattern.zoom(1 / 1.5));
+$('zoomFit').addEventListener('click', () => pattern.fit());
+$('zoomQuery').addEventListener('click', () => pattern.zoomToQuery());
+$('head').addEventListener('change', show);
+$('compare').addEventListener('click', () => shown && compare());
+$('run').addEventListener('click', measure);
+$('cancel').addEventListener('click', () => running?.abort());
+
+await update();
