@@ -130,6 +130,7 @@ struct Shared {
     pipelines: Mutex<HashMap<(PipelineKey, bool), wgpu::ComputePipeline>>,
     dispatches: AtomicU64,
     /// Tiles that were found fastest, by kernel and geometry.
+    #[cfg(not(target_arch = "wasm32"))]
     tuned: Mutex<HashMap<(String, String), Tile>>,
 }
 
@@ -191,6 +192,7 @@ impl Gpu {
             pipeline_layout,
             pipelines: Mutex::default(),
             dispatches: AtomicU64::new(0),
+            #[cfg(not(target_arch = "wasm32"))]
             tuned: Mutex::default(),
         };
         #[cfg_attr(
@@ -311,6 +313,7 @@ impl Gpu {
     }
 
     /// The one that is remembered.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn known(&self, of: &(String, String)) -> Option<Tile> {
         let tuned = self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner);
         tuned.get(of).copied()

@@ -220,6 +220,10 @@ impl Gpu {
             false => (Tile::Small, Tile::Large),
         };
         let pays = if problem.geometry.slots() < LARGE_TILE_SLOTS { little } else { much };
+        // Nothing is tuned in a browser, where every word counts.
+        #[cfg(target_arch = "wasm32")]
+        let tuned = || None;
+        #[cfg(not(target_arch = "wasm32"))]
         let tuned = || self.known(&(key.without_tile(), geometry(problem)));
         let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
         let better = PipelineKey { tile, ..key };
@@ -342,6 +346,7 @@ impl Plan {
 }
 
 /// All of a problem that decides what its kernels take.
+#[cfg(not(target_arch = "wasm32"))]
 pub(super) fn geometry(problem: &Problem) -> String {
     let shape = &problem.shape;
     let sizes = [problem.batch, problem.kv_batch, shape.head_dim, shape.value_dim];

@@ -240,6 +240,7 @@ impl PipelineKey {
     }
 
     /// Its label, but for the tile: what tuning chooses among.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(in crate::gpu) fn without_tile(&self) -> String {
         self.to_string().replacen(&format!("-{}", self.tile.name()), "", 1)
     }
