@@ -9,10 +9,15 @@ import { Times } from './times.js';
 import { WeightsView } from './weights.js';
 
 const $ = (id) => document.getElementById(id);
-/** Numbers of an output up to which both engines are compared unasked. */
-const UNASKED = 1 << 19;
+/** Products up to which both engines are compared unasked: some tenths of a second on one thread. */
+const UNASKED = 1 << 28;
 
-const text = await fetch('../dist/text.txt').then((answer) => answer.text());
+const answer = await fetch('../dist/text.txt');
+if (!answer.ok) {
+  $('engine').textContent = 'The package is not built: cargo xtask web';
+  throw new Error(`${answer.url}: ${answer.status}`);
+}
+const text = await answer.text();
 const settings = new Settings($('settings'), () => soon());
 const pattern = new Pattern($('canvas'), () => show());
 const weights = new WeightsView({ bars: $('bars'), letters: $('letters'), top: $('top') });
@@ -22,6 +27,8 @@ const times = new Times($('chart'), $('times'));
 let shown = null;
 let turn = 0;
 let timer;
+/** Ends what was begun for earlier settings. */
+let outdated = new AbortController();
 
 const trouble = (error) => {
   $('trouble').hidden = !error;
@@ -36,6 +43,8 @@ const soon = () => {
 
 async function update() {
   const mine = ++turn;
+  outdated.abort();
+  outdated = new AbortController();
   const chosen = settings.read();
   let attention;
   try {
@@ -51,9 +60,11 @@ async function update() {
     engine(attention);
     headChoices(chosen.heads);
     pattern.show(visible, chosen.n);
-    const numbers = chosen.heads * chosen.n * chosen.d;
-    if (attention.backend === 'webgpu' && numbers <= UNASKED) await compare();
-    else agreement(attention.backend === 'webgpu' ? [] : [['WebGPU', attention.fallbackReason]]);
+    const pairs = visible.end.reduce((sum, end, t) => sum + end - visible.start[t], 0);
+    $('compare').disabled = attention.backend !== 'webgpu';
+    if (attention.backend !== 'webgpu') agreement([['WebGPU', attention.fallbackReason]]);
+    else if (2 * pairs * chosen.heads * chosen.d <= UNASKED) await compare();
+    else agreement([['Not compared', 'this size takes a while: press the button']]);
   } catch (error) {
     if (attention && shown?.attention !== attention) attention.dispose();
     if (mine === turn) trouble(error);
@@ -94,11 +105,13 @@ async function show() {
       const call = { q, k: chosen.shared ? q : k, v, shape, queries: [t, t + 1] };
       const result = await attention.weights(call);
       if (attention === shown.attention) weights.show({ query: t, letters: data.letters, ...result });
+      trouble(null);
     } catch (error) {
-      if (attention === shown.attention) {
-        weights.clear();
-        trouble(error);
-      }
+      if (attention !== shown.attention) continue;
+      weights.clear();
+      trouble(error);
+      // The device is gone, or the module has stopped: there is another one.
+      if (['DeviceError.Lost', 'BackendError.Crashed'].includes(error.code)) soon();
     }
   }
   showing = false;
@@ -115,7 +128,7 @@ async function compare() {
   agreement([['Comparing', '…']]);
   $('compare').disabled = true;
   try {
-    const { worst, largest, numbers } = await difference(data, chosen);
+    const { worst, largest, numbers } = await difference(data, chosen, outdated.signal);
     if (mine !== turn) return;
     agreement([
       ['Largest difference', worst.toExponential(2)],
@@ -131,12 +144,14 @@ async function compare() {
 
 let running = null;
 async function measure() {
+  if (!shown || !$('settings').reportValidity()) return;
+  trouble(null);
   running = new AbortController();
   const { signal } = running;
   const chosen = settings.read();
   const lengths = [];
   for (let n = 256; n <= +$('most').value; n *= 2) lengths.push(n);
-  const backends = shown?.attention.backend === 'webgpu' ? ['webgpu', 'wasm'] : ['wasm'];
+  const backends = shown.attention.backend === 'webgpu' ? ['webgpu', 'wasm'] : ['wasm'];
   $('measured').hidden = false;
   times.start(backends, lengths);
   $('progress').value = 0;
@@ -158,6 +173,7 @@ async function measure() {
     running = null;
     $('run').disabled = false;
     $('cancel').disabled = true;
+    $('cancel').textContent = 'Cancel';
   }
 }
 
@@ -168,6 +184,11 @@ $('zoomQuery').addEventListener('click', () => pattern.zoomToQuery());
 $('head').addEventListener('change', show);
 $('compare').addEventListener('click', () => shown && compare());
 $('run').addEventListener('click', measure);
-$('cancel').addEventListener('click', () => running?.abort());
+$('cancel').addEventListener('click', () => {
+  running?.abort();
+  // A run that has begun goes on to its end.
+  $('cancel').disabled = true;
+  $('cancel').textContent = 'Stopping …';
+});
 
 await update();

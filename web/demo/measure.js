@@ -28,6 +28,7 @@ export const time = async (backend, text, settings, signal) => {
     };
     // The first compiles.
     await run();
+    signal.throwIfAborted();
     const times = [];
     const end = performance.now() + ENOUGH_MS;
     while (times.length < LEAST || performance.now() < end) {
@@ -43,10 +44,11 @@ export const time = async (backend, text, settings, signal) => {
 };
 
 /** The outputs of both engines: their largest difference, and the largest number among them. */
-export const difference = async (data, settings) => {
+export const difference = async (data, settings, signal) => {
   const { q, k, v, shape } = data;
   const outs = [];
   for (const backend of ['webgpu', 'wasm']) {
+    signal.throwIfAborted();
     const attention = await LocalAttention.create({ ...optionsOf(settings), backend });
     try {
       outs.push(await attention.forward({ q, k: settings.shared ? q : k, v, shape }));

@@ -76,6 +76,11 @@ export class Pattern {
 
   choose(query) {
     this.#query = Math.min(Math.max(query, 0), this.#n - 1);
+    const [start, end] = this.#seen(this.#query);
+    const says = end > start ? `sees keys ${start} to ${end - 1}` : 'sees no key';
+    this.#canvas.setAttribute('aria-valuemax', this.#n - 1);
+    this.#canvas.setAttribute('aria-valuenow', this.#query);
+    this.#canvas.setAttribute('aria-valuetext', `query ${this.#query}, ${says}`);
     this.#draw();
     this.#chosen(this.#query);
   }
@@ -111,7 +116,7 @@ export class Pattern {
 
   #at(event) {
     const box = this.#canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
+    return [event.clientX - box.left - this.#canvas.clientLeft, event.clientY - box.top - this.#canvas.clientTop];
   }
 
   #point([, y]) {
@@ -208,7 +213,6 @@ export class Pattern {
     const canvas = this.#canvas;
     canvas.classList.toggle('zoomed', this.#zoomed());
     if (!this.#ranges || !canvas.width) return;
-    const style = getComputedStyle(canvas);
     // Computed colours: light-dark() is no colour to a canvas.
     const colour = (name) => {
       canvas.style.color = `var(--${name})`;
@@ -219,7 +223,7 @@ export class Pattern {
     const [back, sees, some, mark, line] = ['back', 'sees', 'some', 'mark', 'line'].map(colour);
     const context = canvas.getContext('2d');
     const size = canvas.width;
-    const scale = this.#view.scale * (size / parseFloat(style.width));
+    const scale = this.#view.scale * (size / canvas.clientWidth);
     const { x: left, y: top } = this.#view;
     const column = (key) => Math.round((key - left) * scale);
     context.fillStyle = back;

@@ -21,7 +21,7 @@ export class Settings {
     form.addEventListener('submit', (event) => event.preventDefault());
     form.addEventListener('input', () => {
       this.#label();
-      if (!form.checkValidity()) return;
+      if (!form.reportValidity()) return;
       history.replaceState(null, '', '#' + new URLSearchParams(this.read()));
       changed();
     });
@@ -53,7 +53,11 @@ export class Settings {
       if (name === 'n') fields.n.value = stepOf(value, lengthOf, +fields.n.max);
       else if (name === 'window') fields.window.value = stepOf(value, windowOf, +fields.window.max);
       else if (typeof value === 'boolean') fields[name].checked = value;
-      else fields[name].value = value;
+      else {
+        fields[name].value = value;
+        // What an address says, a control may not allow.
+        if (!fields[name].value || !fields[name].checkValidity()) fields[name].value = FIRST[name];
+      }
     }
     this.#label();
   }
@@ -61,6 +65,8 @@ export class Settings {
   #label() {
     const { nText, windowText, forward, causal } = this.#form.elements;
     const { n, window } = this.read();
+    this.#form.elements.n.setAttribute('aria-valuetext', `${n} positions`);
+    this.#form.elements.window.setAttribute('aria-valuetext', `${window} positions`);
     nText.value = n.toLocaleString();
     windowText.value = window.toLocaleString();
     // A causal query sees nothing after itself: the library refuses both.

@@ -3,6 +3,8 @@
 const SVG = 'http://www.w3.org/2000/svg';
 /** Bars at most: beyond that one stands for several keys, and shows the largest. */
 const BARS = 240;
+/** Letters at most: those nearest to the query. */
+const LETTERS = 3000;
 
 export const svg = (name, attributes = {}, ...children) => {
   const element = document.createElementNS(SVG, name);
@@ -33,8 +35,9 @@ export class WeightsView {
     });
     const largest = sight.reduce((most, { weight }) => Math.max(most, weight), 0) || 1;
     this.#showBars(sight, largest, query);
+    const near = Math.max(sight.findIndex(({ key }) => key >= query - LETTERS / 2), 0);
     this.#letters.replaceChildren(
-      ...sight.map(({ key, weight }) => {
+      ...sight.slice(near, near + LETTERS).map(({ key, weight }) => {
         const span = document.createElement('span');
         span.textContent = key < letters.length ? (letters[key] === '\n' ? '⏎\n' : letters[key]) : '0';
         const share = Math.round((weight / largest) * 85);

@@ -129,7 +129,9 @@ export const array = (name, value, shape, allowed = ['f32', 'f16']) => {
   if (elements(dims) !== length) {
     throw wrongValue(`the length of ${name}`, length, `${elements(dims)}, the product of its shape [${dims.join(', ')}]`);
   }
-  return { bytes: new Uint8Array(buffer, byteOffset, byteLength), dtype, shape: dims };
+  // A mask's bytes are 0 or 1, on either backend.
+  const bytes = dtype === 'u8' ? value.map((x) => Number(x !== 0)) : new Uint8Array(buffer, byteOffset, byteLength);
+  return { bytes, dtype, shape: dims };
 };
 
 /** The tensors and options of a call; `handle` takes tensors, and says undefined to what is none. */

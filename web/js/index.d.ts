@@ -259,7 +259,8 @@ export class LocalAttention {
   /** The gradients of a loss by q, k, v and the bias. */
   backward<T extends Data | Tensor>(call: BackwardCall<T>): Promise<Gradients<T>>;
 
-  /** The attention weights of some queries, first and one past the last: computed by the CPU engine on either backend. */
+  /** The attention weights of some queries, first and one past the last: computed by the CPU engine on either backend,
+   * with `webgpu` on the page's own thread. */
   weights(call: Inputs & { queries: readonly [number, number] }): Promise<Weights>;
 
   /** The range of keys that each query sees. */

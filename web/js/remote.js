@@ -28,8 +28,9 @@ export class Remote {
     }
     remote.#worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'local-attention' });
     remote.#worker.addEventListener('message', ({ data: { number, value, error } }) => {
-      const { resolve, reject } = remote.#waiting.get(number);
-      remote.#waiting.delete(number);
+      const { resolve, reject } = remote.#waiting.get(number) ?? {};
+      // It failed meanwhile.
+      if (!remote.#waiting.delete(number)) return;
       if (!error) return resolve(value);
       reject(asError(error));
       if (error.code === 'BackendError.Crashed') remote.#fail(error.message);
@@ -38,7 +39,12 @@ export class Remote {
       event.preventDefault();
       remote.#fail(event.message ?? 'its script could not be loaded');
     });
-    remote.name = await remote.#call('name');
+    try {
+      remote.name = await remote.#call('name');
+    } catch (error) {
+      remote.#worker.terminate();
+      throw new LocalAttentionError('BackendError.Unavailable', `wasm is not available: ${error.message}`);
+    }
     return remote;
   }
 

@@ -25,7 +25,8 @@ export class Session {
   #engine;
   #held = new Map();
   #next = 1;
-  #crash;
+  /** How the calls that are running fail. */
+  #running = new Set();
   #memory;
 
   static async start(backend) {
@@ -33,19 +34,21 @@ export class Session {
     const session = new Session();
     session.#memory = memory;
     // A call that crashes is never answered: the module stops where it is.
-    session.#crash = new Promise((_, reject) => {
-      on_crash((message) => {
-        session.#memory.stopped = true;
-        reject(new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`));
-      });
+    on_crash((message) => {
+      session.#memory.stopped = true;
+      const error = new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`);
+      session.#running.forEach((reject) => reject(error));
+      session.#running.clear();
     });
-    session.#crash.catch(() => {});
     session.#engine = backend === 'webgpu' ? await session.#answered(Engine.webgpu()) : Engine.wasm();
     return session;
   }
 
   #answered(promise) {
-    return Promise.race([promise, this.#crash]);
+    return new Promise((resolve, reject) => {
+      this.#running.add(reject);
+      promise.then(resolve, reject).finally(() => this.#running.delete(reject));
+    });
   }
 
   get name() {

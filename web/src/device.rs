@@ -1,10 +1,12 @@
 //! The device, and tensors in its buffers.
 
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
-use js_sys::{Promise, Uint8Array};
+use js_sys::{Array, Function, Promise, Reflect, Uint8Array};
+use local_attention::RunError;
 use local_attention::gpu::{DeviceError, Gpu, RequestOptions, wgpu};
-use wasm_bindgen::JsValue;
+use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 
 use crate::error::Failure;
@@ -43,21 +45,28 @@ impl Device {
         }
     }
 
-    /// What `make` gives, unless the device complains about it.
-    pub(crate) async fn checked<T>(
+    /// What `make` gives, which is called at once, unless the device complains about it.
+    pub(crate) fn checked<T: 'static>(
         &self,
         doing: &'static str,
         make: impl FnOnce() -> T,
+    ) -> Pin<Box<dyn Future<Output = Result<T, Failure>>>> {
+        let device = self.gpu.device();
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = make();
+        let validation = validation.pop();
+        Box::pin(self.clone().told(doing, made, memory.pop(), validation))
+    }
+
+    /// What was made, unless the device complains.
+    async fn told<T>(
+        self,
+        doing: &'static str,
+        made: T,
+        memory: impl Future<Output = Option<wgpu::Error>>,
+        validation: impl Future<Output = Option<wgpu::Error>>,
     ) -> Result<T, Failure> {
-        self.alive(doing)?;
-        let (made, memory, validation) = {
-            let device = self.gpu.device();
-            let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-            let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let made = make();
-            let validation = validation.pop();
-            (made, memory.pop(), validation)
-        };
         let (validation, memory) = (validation.await, memory.await);
         self.alive(doing)?;
         if let Some(e) = memory {
@@ -75,34 +84,41 @@ impl Device {
         dtype: Dtype,
         shape: Vec<usize>,
     ) -> Result<Tensor, Failure> {
-        let rows = rows(&shape) as u64;
-        let bytes = rows.saturating_mul((row_elements(dtype, &shape) * dtype.bytes()) as u64);
-        let buffer = self
-            .checked("placing a tensor", || {
-                self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("local-attention tensor"),
-                    // Kernels read whole words, four numbers at a time.
-                    size: bytes.next_multiple_of(16).max(16),
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_DST
-                        | wgpu::BufferUsages::COPY_SRC,
-                    mapped_at_creation: false,
-                })
-            })
-            .await?;
-        Ok(Tensor::new(dtype, shape, Place::Buffer(buffer)))
+        self.checked("placing a tensor", || self.place(dtype, shape)).await
     }
 
-    /// From an array's bytes.
-    pub(crate) async fn upload(
+    fn place(&self, dtype: Dtype, shape: Vec<usize>) -> Tensor {
+        let rows = rows(&shape) as u64;
+        let bytes = rows.saturating_mul((row_elements(dtype, &shape) * dtype.bytes()) as u64);
+        let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("local-attention tensor"),
+            // Kernels read whole words, four numbers at a time.
+            size: bytes.next_multiple_of(16).max(16),
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_DST
+                | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        Tensor::new(dtype, shape, Place::Buffer(buffer))
+    }
+
+    /// From an array's bytes, which are copied before this returns: the caller may change them then.
+    pub(crate) fn upload(
         &self,
         bytes: &Uint8Array,
         dtype: Dtype,
         shape: Vec<usize>,
-    ) -> Result<Tensor, Failure> {
-        let tensor = self.allocate(dtype, shape).await?;
-        let Place::Buffer(buffer) = &tensor.0.place else { return Ok(tensor) };
-        let rows = Rows::of(&tensor);
+    ) -> impl Future<Output = Result<Tensor, Failure>> + use<> {
+        let placed = self.checked("placing a tensor", || {
+            let tensor = self.place(dtype, shape);
+            self.write(bytes, &tensor).map(|()| tensor)
+        });
+        async move { placed.await? }
+    }
+
+    fn write(&self, bytes: &Uint8Array, tensor: &Tensor) -> Result<(), Failure> {
+        let Place::Buffer(buffer) = &tensor.0.place else { return Ok(()) };
+        let rows = Rows::of(tensor);
         let padded = rows.array != rows.stored;
         let mut array = zeros::<u8>("a tensor", if padded { rows.piece * rows.array } else { 0 })?;
         let mut stored = zeros::<u8>("a tensor", rows.piece * rows.stored)?;
@@ -124,7 +140,13 @@ impl Device {
             let at = (first * rows.stored) as u64;
             self.gpu.queue().write_buffer(buffer, at, piece);
         }
-        Ok(tensor)
+        Ok(())
+    }
+
+    /// An error that says the device is gone, which from now on it is.
+    fn gone(&self, reason: String) -> Failure {
+        let reason = self.lost.get_or_init(|| reason).clone();
+        DeviceError::Lost { doing: "reading results back", reason }.into()
     }
 
     /// The bytes of an array.
@@ -134,7 +156,7 @@ impl Device {
             return Err(Failure::backend("a tensor", "does not lie on the GPU"));
         };
         let rows = Rows::of(tensor);
-        let array = Uint8Array::new_with_length((rows.count * rows.array) as u32);
+        let array = new_array(rows.count * rows.array)?;
         for first in (0..rows.count).step_by(rows.piece) {
             let count = rows.piece.min(rows.count - first);
             let size = ((count * rows.stored) as u64).next_multiple_of(4);
@@ -158,11 +180,7 @@ impl Device {
                 .await?;
             let back = Back(back);
             self.mapped(&back.0).await?;
-            let fail = |e: wgpu::MapRangeError| DeviceError::Lost {
-                doing: "reading results back",
-                reason: e.to_string(),
-            };
-            let data = back.0.get_mapped_range(..).map_err(fail)?;
+            let data = back.0.get_mapped_range(..).map_err(|e| self.gone(e.to_string()))?;
             let to = (first * rows.array) as u32;
             let view = array.subarray(to, to + (count * rows.array) as u32);
             if rows.array == rows.stored {
@@ -192,16 +210,19 @@ impl Device {
                 let _ = told;
             });
         });
-        let doing = "reading results back";
-        match JsFuture::from(promise).await {
-            Ok(_) => Ok(()),
-            Err(e) => {
-                self.alive(doing)?;
-                let reason = e.as_string().unwrap_or_default();
-                Err(DeviceError::Lost { doing, reason }.into())
-            }
-        }
+        let mapped = JsFuture::from(promise).await;
+        mapped.map(|_| ()).map_err(|e| self.gone(e.as_string().unwrap_or_default()))
     }
+}
+
+/// An array, unless the browser has no room for it: its constructor throws then.
+fn new_array(len: usize) -> Result<Uint8Array, Failure> {
+    let fail = || RunError::OutOfMemory { what: "results", elements: len as u128 };
+    let class = Reflect::get(&js_sys::global(), &"Uint8Array".into());
+    let class = class.ok().and_then(|class| class.dyn_into::<Function>().ok());
+    let class = class.ok_or_else(fail)?;
+    let made = Reflect::construct(&class, &Array::of1(&(len as f64).into()));
+    Ok(made.ok().and_then(|made| made.dyn_into().ok()).ok_or_else(fail)?)
 }
 
 /// A buffer that is read once.

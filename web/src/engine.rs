@@ -44,14 +44,17 @@ impl Engine {
 
     /// A tensor from an array's bytes, whose number is right.
     pub fn upload(&self, bytes: Uint8Array, dtype: Dtype, shape: Vec<usize>) -> Promise {
-        let engine = self.clone();
-        future_to_promise(async move {
-            let tensor = match &engine.device {
-                Some(device) => device.upload(&bytes, dtype, shape).await?,
-                None => Tensor::upload(&bytes, dtype, shape)?,
-            };
-            Ok(tensor.into())
-        })
+        // Copied now: a future is first run later.
+        match &self.device {
+            Some(device) => {
+                let uploaded = device.upload(&bytes, dtype, shape);
+                future_to_promise(async move { Ok(uploaded.await?.into()) })
+            }
+            None => {
+                let uploaded = Tensor::upload(&bytes, dtype, shape);
+                future_to_promise(async move { Ok(uploaded?.into()) })
+            }
+        }
     }
 
     /// The bytes of a tensor, once it is computed.

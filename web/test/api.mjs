@@ -92,6 +92,12 @@ export const api = () => {
           const one = await attention.forward({ q, k, v, ...ask, returnLse: true });
           const oneBack = await attention.backward({ q, k, v, ...ask, ...one, dout });
 
+          // The call has its own copy.
+          const reused = q.slice();
+          const running = attention.forward({ q: reused, k, v, ...ask });
+          reused.fill(7);
+          const copied = await running;
+
           const up = async (data, shape) => attention.upload(data, shape);
           const [tq, tk, tv, td] = await Promise.all([q, k, v, dout].map((x) => up(x, shape)));
           const [tm, tb] = [await up(mask, [2, 32]), await up(attnBias, [1, 1, 32])];
@@ -107,6 +113,7 @@ export const api = () => {
             lse: same(one.lse, await two.lse.read()),
             mask: same(mask, await tm.read()),
             kept: same(q, await tq.read()),
+            copied: same(one.out, copied),
           };
           for (const name of ['dq', 'dk', 'dv', 'dattnBias']) {
             compared[name] = same(oneBack[name], await twoBack[name].read());

@@ -83,6 +83,10 @@ export const open = async ({ url, path = 'test/page/index.html', number = 0 } = 
     if (['error', 'warning'].includes(message.type())) said.push(`${message.type()}: ${message.text()}`);
   });
   page.on('pageerror', (error) => said.push(`uncaught: ${error.message}`));
+  page.on('request', (request) => {
+    const { protocol, hostname } = new URL(request.url());
+    if (protocol.startsWith('http') && hostname !== '127.0.0.1') said.push(`foreign: ${request.url()}`);
+  });
   await page.goto(url ?? server.url + path);
   return { page, said };
 };

@@ -104,6 +104,31 @@ export const device = () => {
     await page.close();
   });
 
+  test('as soon as a call says that the device is lost, create makes another', async () => {
+    const { page, said } = await open({ number: 1 });
+    await page.evaluate(watch);
+    const told = await page.evaluate(async () => {
+      const options = { windowSize: 8, causal: true, backend: 'webgpu' };
+      const x = new Float32Array(32 * 16).fill(0.5);
+      const told = [];
+      for (let i = 0; i < 5; i++) {
+        const attention = await la.LocalAttention.create(options);
+        const tensor = await attention.upload(x, [32, 16]);
+        const reading = tensor.read();
+        devices[i].destroy();
+        await reading.catch((error) => told.push(error.code));
+        const again = await la.LocalAttention.create(options);
+        told.push((await (await again.upload(x, [32, 16])).read())[0], devices.length);
+      }
+      return told;
+    });
+    // A read may be done before the device is gone.
+    const rest = told.filter((x) => x !== 'DeviceError.Lost');
+    assert.deepEqual(rest, [2, 3, 4, 5, 6].flatMap((n) => [0.5, n]));
+    assert.deepEqual(said, []);
+    await page.close();
+  });
+
   test('a module that stops is an error, and create works again', async () => {
     const { page } = await open({ number: 1 });
     const told = await page.evaluate(async () => {

@@ -76,7 +76,7 @@ pub fn lint() -> Result<(), String> {
 pub fn serve(port: Option<&str>) -> Result<(), String> {
     let address = format!("127.0.0.1:{}", port.unwrap_or("8000"));
     let server = Server::http(&address).map_err(|e| format!("{address}: {e}"))?;
-    println!("http://{address}/");
+    println!("http://{address}/demo/");
     for request in server.incoming_requests() {
         // A connection that the browser drops is its own matter.
         let _ = answer(request);
@@ -88,11 +88,19 @@ pub fn serve(port: Option<&str>) -> Result<(), String> {
 fn answer(request: Request) -> std::io::Result<()> {
     let path = request.url().split(['?', '#']).next().unwrap_or_default();
     let mut path = path.trim_start_matches('/').to_owned();
-    if path.is_empty() || path.ends_with('/') {
+    let below = !path.contains('\\') && path.split('/').all(|part| part != "..");
+    // What a page names lies beside it, so folders end with a slash.
+    let page = if path.is_empty() { "/demo/".to_owned() } else { format!("/{path}/") };
+    if below && (path.is_empty() || !path.ends_with('/') && web(&path).is_dir()) {
+        let to = Header::from_bytes("Location", page);
+        let found = to.into_iter().fold(Response::empty(302), Response::with_header);
+        return request.respond(found);
+    }
+    if path.ends_with('/') {
         path.push_str("index.html");
     }
-    let below = !path.contains('\\') && path.split('/').all(|part| part != "..");
-    let file = if below { fs::File::open(web(&path)).ok() } else { None };
+    let file = below.then(|| web(&path)).filter(|path| path.is_file());
+    let file = file.and_then(|path| fs::File::open(path).ok());
     let kind = match Path::new(&path).extension().and_then(|e| e.to_str()) {
         Some("html") => "text/html; charset=utf-8",
         Some("js" | "mjs") => "text/javascript",
