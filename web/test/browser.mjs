@@ -1,48 +1,14 @@
-// Headless Chromium on SwiftShader's WebGPU, and a server of files for it.
+// Pages for tests in headless Chromium.
 
-import { createReadStream, existsSync, statSync } from 'node:fs';
-import { createServer } from 'node:http';
-import { extname, join, normalize, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { after } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium } from 'playwright-core';
+import { launch, serve } from './chromium.mjs';
 
+export { serve };
 export const WEB = fileURLToPath(new URL('..', import.meta.url));
 /** Case files: those of the folder that the variable names, below the workspace where it is relative. */
 export const GOLDENS = resolve(WEB, '..', process.env.LOCAL_ATTENTION_GOLDENS ?? 'tests/goldens');
-
-const TYPES = {
-  '.html': 'text/html',
-  '.js': 'text/javascript',
-  '.css': 'text/css',
-  '.svg': 'image/svg+xml',
-  '.txt': 'text/plain',
-  '.wasm': 'application/wasm',
-};
-
-/** Serves folders, by the first part of a path; its address and what ends it. */
-export const serve = async (folders) => {
-  const server = createServer((request, response) => {
-    const path = normalize(decodeURIComponent(new URL(request.url, 'http://localhost').pathname));
-    const [, first, ...rest] = path.split('/');
-    const file = folders[first] !== undefined ? join(folders[first], ...rest) : join(folders[''], path);
-    if (path.includes('..') || !existsSync(file) || !statSync(file).isFile()) {
-      response.writeHead(404).end();
-      return;
-    }
-    response.writeHead(200, { 'Content-Type': TYPES[extname(file)] ?? 'application/octet-stream' });
-    createReadStream(file).pipe(response);
-  });
-  await new Promise((done) => server.listen(0, '127.0.0.1', done));
-  return { url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() };
-};
-
-/** Debian's browser, or the one that the variable names: playwright-core brings none. */
-const chromiumPath = () => {
-  const found = process.env.CHROMIUM ?? process.env.PATH.split(':').map((folder) => join(folder, 'chromium')).find(existsSync);
-  if (!found) throw new Error('chromium is not in the PATH: install it, or name it in CHROMIUM');
-  return found;
-};
 
 /** Browsers by number: each has a process of its own for its GPU, which is a thread of this machine here. */
 const running = new Map();
@@ -54,21 +20,7 @@ after(async () => {
 });
 
 const start = async () => {
-  const browser = await chromium.launch({
-    executablePath: chromiumPath(),
-    args: [
-      '--no-sandbox',
-      '--enable-unsafe-webgpu',
-      '--use-webgpu-adapter=swiftshader',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-      // Compiling a kernel takes it seconds on a busy machine, which it would take for a hang.
-      '--disable-gpu-watchdog',
-    ],
-  });
+  const browser = await launch();
   const server = await serve({ '': WEB, goldens: GOLDENS });
   return { browser, server };
 };
