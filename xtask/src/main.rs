@@ -11,7 +11,9 @@ use std::time::Instant;
 
 const USAGE: &str = "usage: cargo xtask test [--install] [PART ...]   tests, all or some parts
        cargo xtask web [--install]               builds the browser package: web/dist
-       cargo xtask serve [PORT]                  serves it on this machine";
+       cargo xtask serve [PORT]                  serves it on this machine
+       cargo xtask bench-web [--n 1024] [--backend wasm] [--pairs 7] [--json FILE]
+                                                 times it against onnxruntime-web in headless Chromium";
 
 fn main() -> ExitCode {
     // --install is read where something is missing.
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     };
     let done = match (command, names) {
         ("web", []) => Some(web::build()),
+        ("bench-web", args) => Some(web::bench(args)),
         ("serve", []) => Some(web::serve(None)),
         ("serve", [port]) => Some(web::serve(Some(port))),
         _ => None,

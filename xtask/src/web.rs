@@ -1,4 +1,4 @@
-//! The browser package: compiled to WebAssembly, bound, tested in headless Chromium, served.
+//! The browser package: compiled to WebAssembly, bound, tested and timed in headless Chromium, served.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,11 +33,10 @@ pub fn build() -> Result<(), String> {
     cross::cargo(rustup, &args, &env)?;
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let module = root().join(target).join(TRIPLE).join("web/local_attention_web.wasm");
-    let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("a path that is no text");
     cargo(&["run", "-q", "-p", "bindgen", "--", &text(module)?, &text(web("dist"))?], &[])?;
     // What the page shows attention on.
-    let text = root().join("examples/char_model/genesis.txt");
-    fs::copy(&text, web("dist/text.txt")).map_err(|e| format!("{}: {e}", text.display()))?;
+    let genesis = root().join("examples/char_model/genesis.txt");
+    fs::copy(&genesis, web("dist/text.txt")).map_err(|e| format!("{}: {e}", genesis.display()))?;
     for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
         fs::copy(root().join(name), web(name)).map_err(|e| format!("{name}: {e}"))?;
     }
@@ -46,19 +45,40 @@ pub fn build() -> Result<(), String> {
 
 /// Builds the package and runs its tests.
 pub fn test() -> Result<(), String> {
+    prepare()?;
+    let args = ["--test", "--test-reporter=spec", "test/index.mjs"];
+    run_in(&web(""), "node", &args, &[])
+}
+
+/// Builds the package and times it against onnxruntime-web.
+pub fn bench(args: &[String]) -> Result<(), String> {
+    prepare()?;
+    install("bench")?;
+    // Where files are named from.
+    let script = text(web("bench/index.mjs"))?;
+    let args: Vec<&str> =
+        [script.as_str()].into_iter().chain(args.iter().map(String::as_str)).collect();
+    run_in(Path::new("."), "node", &args, &[])
+}
+
+/// The package, and what its tests need.
+fn prepare() -> Result<(), String> {
     need("Chromium", &|| which("chromium"), "chromium")?;
     need("Node", &|| which("node"), "nodejs")?;
     need("npm", &|| which("npm"), "npm")?;
     build()?;
-    let folder = web("");
-    // Once: until what is locked changes.
-    let changed = |name: &str| fs::metadata(web(name)).and_then(|m| m.modified()).ok();
+    install("")
+}
+
+/// Installs what a folder of the package locks: once, until that changes.
+fn install(folder: &str) -> Result<(), String> {
+    let folder = web(folder);
+    let changed = |name: &str| fs::metadata(folder.join(name)).and_then(|m| m.modified()).ok();
     if changed("node_modules/.package-lock.json") < changed("package-lock.json") {
         let args = ["ci", "--no-audit", "--no-fund", "--prefer-offline"];
         run_in(&folder, "npm", &args, &[])?;
     }
-    let args = ["--test", "--test-reporter=spec", "test/index.mjs"];
-    run_in(&folder, "node", &args, &[])
+    Ok(())
 }
 
 /// Clippy on what is only compiled for browsers, where rustup has the target.
@@ -115,6 +135,10 @@ fn answer(request: Request) -> std::io::Result<()> {
         (Some(file), Ok(kind)) => request.respond(Response::from_file(file).with_header(kind)),
         _ => request.respond(Response::empty(404)),
     }
+}
+
+fn text(path: PathBuf) -> Result<String, String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| "a path that is no text".to_owned())
 }
 
 fn web(path: &str) -> PathBuf {
