@@ -7,6 +7,7 @@ use local_attention::gpu::PipelineKey;
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use rayon::prelude::*;
 
 fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
     let text = key.wgsl();
@@ -27,6 +28,11 @@ fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
 
 #[test]
 fn every_key_translates() {
+    let validated = spirv_val();
+    PipelineKey::all().into_par_iter().for_each(|key| translates(&key, validated));
+}
+
+fn translates(key: &PipelineKey, validated: bool) {
     // As the engine compiles them: without checks.
     let policies = BoundsCheckPolicies {
         index: BoundsCheckPolicy::Unchecked,
@@ -34,45 +40,42 @@ fn every_key_translates() {
         image_load: BoundsCheckPolicy::Unchecked,
         binding_array: BoundsCheckPolicy::Unchecked,
     };
-    let validated = spirv_val();
-    for key in PipelineKey::all() {
-        let (module, info) = module(&key);
-        let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
-        let words = spv::write_vec(&module, &info, &options, None).unwrap();
-        if validated {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("kernel.spv");
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-            std::fs::write(&path, bytes).unwrap();
-            let out = Command::new("spirv-val")
-                .args(["--target-env", "vulkan1.1"])
-                .arg(&path)
-                .output()
-                .unwrap();
-            assert!(out.status.success(), "{key}: {}", String::from_utf8_lossy(&out.stderr));
-        }
-        let options = msl::Options {
-            bounds_check_policies: policies,
-            fake_missing_bindings: true,
-            ..msl::Options::default()
-        };
-        let (text, _) =
-            msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap();
-        assert!(text.contains("kernel void"), "{key}");
-        let mut text = String::new();
-        let shader_model = match key.f16_out {
-            true => hlsl::ShaderModel::V6_2,
-            false => hlsl::ShaderModel::V5_1,
-        };
-        let options =
-            hlsl::Options { fake_missing_bindings: true, shader_model, ..hlsl::Options::default() };
-        let pipeline = hlsl::PipelineOptions::default();
-        hlsl::Writer::new(&mut text, &options, &pipeline)
-            .write(&module, &info, None)
-            .unwrap_or_else(|e| panic!("{key}: {e}"));
-        let threads = format!("numthreads({}, 1, 1)", key.threads());
-        assert!(text.contains(&threads), "{key}");
+    let (module, info) = module(key);
+    let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
+    let words = spv::write_vec(&module, &info, &options, None).unwrap();
+    if validated {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel.spv");
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let out = Command::new("spirv-val")
+            .args(["--target-env", "vulkan1.1"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{key}: {}", String::from_utf8_lossy(&out.stderr));
     }
+    let options = msl::Options {
+        bounds_check_policies: policies,
+        fake_missing_bindings: true,
+        ..msl::Options::default()
+    };
+    let (text, _) =
+        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()).unwrap();
+    assert!(text.contains("kernel void"), "{key}");
+    let mut text = String::new();
+    let shader_model = match key.f16_out {
+        true => hlsl::ShaderModel::V6_2,
+        false => hlsl::ShaderModel::V5_1,
+    };
+    let options =
+        hlsl::Options { fake_missing_bindings: true, shader_model, ..hlsl::Options::default() };
+    let pipeline = hlsl::PipelineOptions::default();
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|e| panic!("{key}: {e}"));
+    let threads = format!("numthreads({}, 1, 1)", key.threads());
+    assert!(text.contains(&threads), "{key}");
 }
 
 /// Whether `spirv-val` is there.
