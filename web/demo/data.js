@@ -13,7 +13,7 @@ const MATCH = 6;
 
 export class Data {
   /** `heads` heads of `d` features for each of `n` letters of a text, which is repeated. */
-  constructor(text, { n, heads, d }) {
+  constructor(text, { n, heads, d, shared }) {
     const letters = Array.from(text);
     this.letters = Array.from({ length: n }, (_, i) => letters[i % letters.length]);
     this.shape = [1, heads, n, d];
@@ -39,6 +39,7 @@ export class Data {
         this.v.set(vector(this.letters[i]), at);
       }
     }
+    if (shared) this.k = this.q;
   }
 
   /** One head alone. */

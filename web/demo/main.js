@@ -101,9 +101,7 @@ async function show() {
         ? `Query ${t.toLocaleString()} sees keys ${start.toLocaleString()} to ${(end - 1).toLocaleString()}: ${count}${padding}.`
         : `Query ${t.toLocaleString()} sees no key.`;
     try {
-      const { q, k, v, shape } = data.head(+$('head').value);
-      const call = { q, k: chosen.shared ? q : k, v, shape, queries: [t, t + 1] };
-      const result = await attention.weights(call);
+      const result = await attention.weights({ ...data.head(+$('head').value), queries: [t, t + 1] });
       if (attention === shown.attention) weights.show({ query: t, letters: data.letters, ...result });
       trouble(null);
     } catch (error) {

@@ -18,7 +18,7 @@ export const time = async (backend, text, settings, signal) => {
       tensors.push(tensor);
       return tensor;
     };
-    const call = { q: await upload(data.q), k: await upload(settings.shared ? data.q : data.k), v: await upload(data.v) };
+    const call = { q: await upload(data.q), k: await upload(data.k), v: await upload(data.v) };
     const run = async () => {
       const start = performance.now();
       const out = await attention.forward(call);
@@ -51,7 +51,7 @@ export const difference = async (data, settings, signal) => {
     signal.throwIfAborted();
     const attention = await LocalAttention.create({ ...optionsOf(settings), backend });
     try {
-      outs.push(await attention.forward({ q, k: settings.shared ? q : k, v, shape }));
+      outs.push(await attention.forward({ q, k, v, shape }));
     } finally {
       attention.dispose();
     }
