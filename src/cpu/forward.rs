@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::ahead::{ask, turn};
 use super::block::{Block, Job};
-use super::kernel::{Lhs, Rhs, RowState, scale, softmax_step, tile};
+use super::kernel::{Lhs, Rhs, scale, softmax_step, tile};
 use super::pack::RowInputs;
 use super::scratch::Scratch;
 use super::simd::{Op, Simd};
@@ -46,12 +46,7 @@ impl<T: Element<Accumulator = f32>> Op for ForwardOp<'_, T> {
         let rows = block.queries.len();
         inputs.pack_queries::<S, MR>(scratch);
         for r in 0..rows {
-            let visible = &scratch.visible[r];
-            scratch.state[r] = if visible.end <= job.problem.shape.key_len {
-                RowState::EMPTY
-            } else {
-                inputs.zero_keys(inputs.query(r), visible)
-            };
+            scratch.state[r] = inputs.zero_keys(inputs.query(r), &scratch.visible[r]);
         }
         let padded = rows.next_multiple_of(MR) * scratch.value_stride;
         scratch.out[..padded].fill(0.0);

@@ -102,21 +102,18 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
             let kept = if KEEP { column } else { 0 };
             let whole = first + column >= present.start && first + column + S::LANES <= present.end;
             let features = &mut scratch.features[kept * d..][..S::LANES * d];
-            let done =
-                whole && self.mask.is_none() && self.load_keys::<S>(first + column, features);
-            for i in 0..S::LANES {
-                if done {
-                    scratch.key_mask[column + i] = 0.0;
-                    continue;
-                }
-                let u = first + column + i;
-                let features = &mut scratch.features[(kept + i) * d..][..d];
-                let there = present.contains(&u) && !self.masked(u);
-                scratch.key_mask[column + i] = if there { 0.0 } else { f32::NEG_INFINITY };
-                if there {
-                    self.load_key::<S>(u, features, &mut scratch.buffer);
-                } else {
-                    features.fill(0.0);
+            if whole && self.mask.is_none() && self.load_keys::<S>(first + column, features) {
+                scratch.key_mask[column..][..S::LANES].fill(0.0);
+            } else {
+                for (i, features) in features.chunks_exact_mut(d).enumerate() {
+                    let u = first + column + i;
+                    let there = present.contains(&u) && !self.masked(u);
+                    scratch.key_mask[column + i] = if there { 0.0 } else { f32::NEG_INFINITY };
+                    if there {
+                        self.load_key::<S>(u, features, &mut scratch.buffer);
+                    } else {
+                        features.fill(0.0);
+                    }
                 }
             }
             let keys = &scratch.features[kept * d..][..S::LANES * d];

@@ -119,8 +119,12 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     /// The softmax of a row before any real key: the zeros of autopad that the query sees. They
     /// have value 0 and differ by bias and mask alone, so they are counted where they can be.
     /// `visible` is what the query sees.
+    #[inline(always)]
     pub(super) fn zero_keys(&self, t: usize, visible: &Range<usize>) -> RowState {
         let mut state = RowState::EMPTY;
+        if visible.end <= self.problem().shape.key_len {
+            return state;
+        }
         match &self.mask {
             Some(mask) if !self.bias_varies() => {
                 // One logit for all that the mask lets through: only their number matters.

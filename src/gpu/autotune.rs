@@ -8,7 +8,6 @@ use super::chunk::Chunk;
 use super::device::Gpu;
 use super::error::{BindError, GpuError, PlanError};
 use super::host::{GpuElement, Outcome, Piece, Wait, padded};
-use super::layout::check_fit;
 use super::plan::{Layouts, Plan, geometry};
 use super::scope::checked;
 use super::shader::{PipelineKey, Storage, Tile};
@@ -146,9 +145,7 @@ impl Gpu {
                 Ok(_) | Err(PlanError::LoopTurns { .. }) => continue,
                 Err(e) => return Err(e.into()),
             };
-            let limit = self.max_binding_bytes();
-            let fits = |chunk: &Chunk| check_fit(plan.part_bytes(&inputs, chunk, outcome), limit);
-            if let Some(chunk) = plan.chunks(&fits)?.into_iter().next() {
+            if let Some(chunk) = plan.host_chunks(&inputs, outcome)?.into_iter().next() {
                 plans.push((plan, chunk));
             }
         }

@@ -7,7 +7,7 @@ use half::f16;
 use super::Storage;
 use super::chunk::Chunk;
 use super::device::Gpu;
-use super::error::{BindError, DeviceError, GpuError};
+use super::error::{BindError, DeviceError, GpuError, PlanError};
 use super::layout::check_fit;
 use super::plan::Plan;
 use super::scope::checked;
@@ -81,9 +81,7 @@ impl Plan {
         mut take: impl FnMut(&Chunk, &[u8], &[f32]),
     ) -> Result<(), GpuError> {
         let mut workspace = Workspace::new(&self.gpu, 1).await?;
-        let limit = self.gpu.max_binding_bytes();
-        let fits = |chunk: &Chunk| check_fit(self.part_bytes(inputs, chunk, outcome), limit);
-        for chunk in self.chunks(&fits)? {
+        for chunk in self.host_chunks(inputs, outcome)? {
             let piece = Piece::new(self, inputs, first_query, &chunk, outcome).await?;
             let (data, lse) = piece.run(call, wait, &mut workspace).await?;
             take(&chunk, &data, &lse);
@@ -91,8 +89,18 @@ impl Plan {
         Ok(())
     }
 
+    /// The parts that tensors of host memory are computed in.
+    pub(super) fn host_chunks<T: GpuElement>(
+        &self,
+        inputs: &HostInputs<'_, T>,
+        outcome: Outcome,
+    ) -> Result<Vec<Chunk>, PlanError> {
+        let limit = self.gpu.max_binding_bytes();
+        self.chunks(&|chunk| check_fit(self.part_bytes(inputs, chunk, outcome), limit))
+    }
+
     /// Bytes of a part's tensors, by name.
-    pub(super) fn part_bytes<T: GpuElement>(
+    fn part_bytes<T: GpuElement>(
         &self,
         inputs: &HostInputs<'_, T>,
         chunk: &Chunk,
