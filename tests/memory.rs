@@ -1,7 +1,9 @@
 //! A forward pass takes memory for its tiles alone: at n = 1,048,576 the peak above the tensors is
 //! that of n = 256, to within 64 MiB; and so is a backward pass at n = 262,144. Each length runs in a process of its
-//! own.
+//! own. Once a thread has its memory, calls that write into the caller's take none.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -14,6 +16,52 @@ use local_attention::{
 const D: usize = 64;
 const BACKWARD: &str = "LOCAL_ATTENTION_MEMORY_TEST_BACKWARD";
 const LENGTH: &str = "LOCAL_ATTENTION_MEMORY_TEST_LENGTH";
+
+struct Counting;
+
+thread_local!(static ALLOCATIONS: Cell<usize> = const { Cell::new(0) });
+
+// SAFETY: the system's allocator, with a counter beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Calls on one thread, of a problem that was computed once.
+fn warm_calls_allocate_nothing() -> Result<(), Failed> {
+    let (n, d) = (300, 32);
+    let x =
+        |phase: f32| -> Vec<f32> { (0..n * d).map(|i| (i as f32 * 0.3 + phase).sin()).collect() };
+    let t = |phase| HostTensor::new(x(phase), [1, n, d]).unwrap();
+    let inputs = HostInputs::new(t(0.0), t(1.0), t(2.0))
+        .with_mask(HostTensor::new((0..n).map(|u| u % 5 != 0).collect::<Vec<_>>(), [1, n])?)
+        .with_attn_bias(HostTensor::new(vec![0.5; 100], [1, 1, 100])?);
+    let config = LocalAttentionConfig::new(50).causal(true).dim(d as i64).dropout(0.1);
+    let shape = AttentionShape::from_inputs(&inputs)?.with_lse();
+    let problem = LocalAttention::new(config)?.problem(&shape)?;
+    let (mut out, mut lse) = (vec![0.0; n * d], vec![0.0; n]);
+    let engine = Cpu::with_threads(1)?;
+    let mut call = || {
+        let before = ALLOCATIONS.get();
+        engine.forward_into(&problem, &inputs, &Call::with_seed(1), &mut out, &mut lse)?;
+        Ok::<_, Failed>(ALLOCATIONS.get() - before)
+    };
+    let (first, second) = (call()?, call()?);
+    if first == 0 || second != 0 {
+        return Err(format!("{first} allocations, then {second}").into());
+    }
+    Ok(())
+}
 
 /// Peak resident memory of this process, in bytes.
 fn peak() -> Option<usize> {
@@ -76,6 +124,7 @@ fn main() {
         .with_ignored_flag(peak().is_none())
     };
     let trials = vec![
+        Trial::test("warm_calls_allocate_nothing", warm_calls_allocate_nothing),
         trial("a_million_positions_take_memory_for_tiles_alone", 1 << 20, false),
         trial("so_do_gradients_of_a_quarter_of_a_million", 1 << 18, true),
     ];

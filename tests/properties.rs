@@ -168,6 +168,18 @@ fn cpu_matches_the_oracle_on_f16() {
     }
 }
 
+/// Heads as large as those of models, of which rows and tables have several vectors.
+#[test]
+fn cpu_matches_the_oracle_with_large_heads() {
+    for seed in 0..setting("LOCAL_ATTENTION_CASES", 1000) / 10 {
+        let list = list(2_000_000 + seed);
+        let case = Case::decode_sized(&list, &[64, 80, 96, 128, 256], &[64, 80, 100, 128]);
+        if let Err(e) = check(&case) {
+            panic!("seed {seed}: {e}\n{case:?}");
+        }
+    }
+}
+
 /// Positions so many that tables are split into coarse and fine ones.
 #[test]
 fn cpu_matches_the_oracle_far_away() {
@@ -220,8 +232,10 @@ fn cpu_is_deterministic() {
     let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3] };
     let pools = threads.iter().map(|&n| Cpu::with_threads(n).unwrap());
     let pools: Vec<_> = pools.chain([Cpu::new()]).collect();
-    for seed in 0..60 {
-        let case = Case::decode(&list(1_000_000 + seed));
+    let small = (0..60).map(|seed| (seed, Case::decode(&list(1_000_000 + seed))));
+    // Those alone use more than one thread.
+    let large = (60..68).map(|seed| (seed, Case::large(seed)));
+    for (seed, case) in small.chain(large) {
         for isa in instruction_sets() {
             let engines: Vec<_> = pools.iter().map(|e| e.clone().with_isa(isa).unwrap()).collect();
             deterministic(&engines, &case, |case| case.inputs(), seed);

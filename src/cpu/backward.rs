@@ -176,9 +176,8 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     fn key_back(&self, u: usize, row: &mut [f32], buffer: &mut [f32]) {
         row.iter_mut().for_each(|x| *x *= LN_2 as f32);
         if let Some(tables) = self.job.tables {
-            let shift = self.problem().geometry.rotary_shift() as i64;
-            tables.decay(row, self.block.centre as i64 + shift - u as i64, buffer);
-            tables.rotate_back(row, (u - self.block.origin) as i64, buffer);
+            tables.decay(row, self.key_lag(u), buffer);
+            tables.rotate_back(row, self.key_turn(u), buffer);
         }
         if self.problem().shared_qk && !self.masked(u) {
             let key = &mut buffer[..row.len()];
@@ -192,9 +191,8 @@ impl<T: Element<Accumulator = f32>> RowInputs<'_, T> {
     fn query_back(&self, r: usize, row: &mut [f32], buffer: &mut [f32]) {
         let t = self.query(r);
         if let Some(tables) = self.job.tables {
-            let shift = self.problem().geometry.rotary_shift();
-            tables.decay(row, t as i64 - self.block.centre as i64, buffer);
-            tables.rotate_back(row, (t - self.block.origin + shift) as i64, buffer);
+            tables.decay(row, self.query_lag(t), buffer);
+            tables.rotate_back(row, self.query_turn(t), buffer);
         }
         let scale = self.problem().scale as f32;
         row.iter_mut().for_each(|x| *x *= scale);

@@ -61,11 +61,10 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
         } else {
             [self.problem().scale as f32, LOG2_E as f32]
         };
-        let shift = self.problem().geometry.rotary_shift();
         let first = self.problem().shape.query.start;
         let rows = self.block.queries.len();
         let from = self.block.queries.start;
-        let position = (from - self.block.origin + shift) as i64;
+        let position = self.query_turn(from);
         let to = &mut scratch.q[..rows * d];
         let done = self.load_rotated::<S>(&self.q, from - first, position, factors, to);
         for (r, t) in self.block.queries.clone().enumerate() {
@@ -74,12 +73,11 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
                 continue;
             }
             let features = &mut scratch.q[r * d..][..d];
-            let position = position + r as i64;
             load(&self.q, t - first, features);
             features.iter_mut().for_each(|x| *x = *x * factors[0] * factors[1]);
             if let Some(tables) = self.job.tables {
-                tables.rotate(features, position, &mut scratch.buffer);
-                tables.decay(features, t as i64 - self.block.centre as i64, &mut scratch.buffer);
+                tables.rotate(features, self.query_turn(t), &mut scratch.buffer);
+                tables.decay(features, self.query_lag(t), &mut scratch.buffer);
             }
         }
         scratch.q[rows * d..rows.next_multiple_of(MR) * d].fill(0.0);
@@ -191,7 +189,7 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
     /// Neighbouring keys from `u` on, rotated; says whether it could.
     #[inline(always)]
     fn load_keys<S: Simd>(&self, u: usize, features: &mut [f32]) -> bool {
-        let position = (u - self.block.origin) as i64;
+        let position = self.key_turn(u);
         !self.problem().shared_qk
             && self.load_rotated::<S>(&self.k, u, position, [1.0; 2], features)
     }
@@ -207,11 +205,31 @@ impl<'a, T: Element<Accumulator = f32>> RowInputs<'a, T> {
             normalise(features);
         }
         if let Some(tables) = self.job.tables {
-            tables.rotate(features, (u - self.block.origin) as i64, buffer);
-            // The distance to the queries' centre, as rotary sees it.
-            let shift = self.problem().geometry.rotary_shift() as i64;
-            tables.decay(features, self.block.centre as i64 + shift - u as i64, buffer);
+            tables.rotate(features, self.key_turn(u), buffer);
+            tables.decay(features, self.key_lag(u), buffer);
         }
+    }
+
+    /// How far a query is rotated, in positions, and how far it is from the one that xpos decays about.
+    #[inline(always)]
+    pub(super) fn query_turn(&self, t: usize) -> i64 {
+        (t - self.block.origin + self.problem().geometry.rotary_shift()) as i64
+    }
+
+    #[inline(always)]
+    pub(super) fn query_lag(&self, t: usize) -> i64 {
+        t as i64 - self.block.centre as i64
+    }
+
+    /// The same of a key; the distance is that which rotary sees.
+    #[inline(always)]
+    pub(super) fn key_turn(&self, u: usize) -> i64 {
+        (u - self.block.origin) as i64
+    }
+
+    #[inline(always)]
+    pub(super) fn key_lag(&self, u: usize) -> i64 {
+        (self.block.centre + self.problem().geometry.rotary_shift()) as i64 - u as i64
     }
 
     /// The values where they are, if they are floats that need no packing, with elements from one row to the next.

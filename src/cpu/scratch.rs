@@ -60,9 +60,7 @@ impl Scratch {
     /// from them: everything is written before it is read.
     fn fit(&mut self, problem: &Problem) -> Result<(), RunError> {
         let (d, dv) = (problem.shape.head_dim, problem.shape.value_dim);
-        let rows = problem.query_block().min(problem.shape.query.len()) + MAX_TILE_ROWS;
-        // Key blocks lie at multiples of KEYS: a short sequence is in the first.
-        let keys = KEYS.min(problem.shape.key_len.next_multiple_of(MAX_LANES));
+        let (rows, keys) = block_size(problem);
         // Beyond what can be had: the allocation says so.
         self.value_stride = dv.checked_next_multiple_of(MAX_LANES).unwrap_or(usize::MAX);
         grow(&mut self.q, &[rows, d])?;
@@ -82,8 +80,7 @@ impl Scratch {
     fn fit_backward(&mut self, problem: &Problem) -> Result<(), RunError> {
         self.fit(problem)?;
         let (d, dv) = (problem.shape.head_dim, problem.shape.value_dim);
-        let rows = problem.query_block().min(problem.shape.query.len()) + MAX_TILE_ROWS;
-        let keys = KEYS.min(problem.shape.key_len.next_multiple_of(MAX_LANES));
+        let (rows, keys) = block_size(problem);
         self.head_stride = d.checked_next_multiple_of(MAX_LANES).unwrap_or(usize::MAX);
         // Rows that are read as whole vectors reach over their last feature.
         grow(&mut self.q, &[rows + MAX_LANES, d])?;
@@ -134,6 +131,13 @@ impl Scratch {
             Ok(result)
         })
     }
+}
+
+/// Queries of a block with those of a register tile that begins at its last, and keys of a block.
+fn block_size(problem: &Problem) -> (usize, usize) {
+    let rows = problem.query_block().min(problem.shape.query.len()) + MAX_TILE_ROWS;
+    // Key blocks lie at multiples of KEYS: a short sequence is in the first.
+    (rows, KEYS.min(problem.shape.key_len.next_multiple_of(MAX_LANES)))
 }
 
 /// Floats from the start of a cache line on: vectors as long as a line that cross two of them take twice as long.

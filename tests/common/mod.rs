@@ -310,6 +310,56 @@ impl Case {
         }
     }
 
+    /// A case of so many products (2^22 or more, where fewer than 2^21 are not worth waking a thread) and blocks of
+    /// queries that the CPU engine computes it on all of its threads.
+    pub fn large(seed: u64) -> Self {
+        let mut noise = Noise::new(seed as usize);
+        let list: Vec<u32> = (0..CHOICES).map(|_| noise.bits() as u32).collect();
+        let c = &mut Choices::new(&list);
+        let window = c.pick(&[64, 100, 256, 300]);
+        let seq_len = 1200_usize.next_multiple_of(window);
+        let (batch, d) = (c.pick(&[1, 2, 3]), c.pick(&[32, 64, 80]));
+        let causal = c.chance(50);
+        let mut config = LocalAttentionConfig::new(window as i64)
+            .causal(causal)
+            .exact_windowsize(c.chance(30))
+            .shared_qk(c.chance(30));
+        if c.chance(70) {
+            config = config.dim(d as i64).use_xpos(c.chance(40));
+        }
+        let dropout = c.chance(30);
+        if dropout {
+            config = config.dropout(0.25);
+        }
+        let slots = if causal { 2 } else { 3 } * window;
+        assert!(batch * seq_len * slots * 2 * d >= 1 << 22, "too small for threads");
+        let mut shape = AttentionShape::new([batch], seq_len, d).with_lse();
+        let kv_batch = if c.chance(40) { 1 } else { batch };
+        shape = shape.with_kv_leading([kv_batch]);
+        let mut mask = Vec::new();
+        if c.chance(40) {
+            mask.extend((0..seq_len).map(|_| noise.bits() % 8 != 0));
+            shape = shape.with_mask(1, seq_len);
+        }
+        let mut bias = Vec::new();
+        if c.chance(40) {
+            bias = noise.normals(slots);
+            shape = shape.with_bias(1, 1, slots);
+        }
+        Self {
+            config,
+            quirks: ReferenceQuirks::ALL,
+            call: if dropout { Call::with_seed(noise.bits()) } else { Call::default() },
+            strided: c.chance(25),
+            q: noise.normals(batch * seq_len * d),
+            k: noise.normals(kv_batch * seq_len * d),
+            v: noise.normals(kv_batch * seq_len * d),
+            shape,
+            mask,
+            bias,
+        }
+    }
+
     pub fn attention(&self) -> LocalAttention {
         LocalAttention::new(self.config.clone()).unwrap().with_quirks(self.quirks)
     }
