@@ -7,9 +7,6 @@
 #import degenerate
 #endif
 
-// Beyond this, in powers of 2, what rounding `lse` to f32 cost is seen in the weights: 6e-5 of them.
-const EXACT_LSE = 1024.0;
-
 @compute @workgroup_size(THREADS)
 fn rows_again(
     @builtin(workgroup_id) group: vec3<u32>,

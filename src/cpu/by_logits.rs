@@ -8,6 +8,7 @@ use super::kernel::{drop_step, softmax_step, weight_step};
 use super::pack::{RowInputs, load};
 use super::scratch::Scratch;
 use super::simd::Simd;
+use crate::gradients::EXACT_LSE;
 use crate::reference::DEGENERATE_LSE;
 use crate::{BackwardInputs, Element};
 
@@ -22,9 +23,6 @@ pub(super) fn pack<S: Simd, T: Element<Accumulator = f32>>(
     inputs.pack_keys::<S, true>(scratch, first, present.clone());
     inputs.pack_transposed_values::<S>(scratch, first, present.clone());
 }
-
-/// Beyond this, in powers of 2, what rounding `lse` to f32 cost is seen in the weights: 6e-5 of them.
-const EXACT_LSE: f32 = 1024.0;
 
 /// Gradients by the outputs of the block, `[row][feature]`, their products with the outputs, and what the weights of
 /// each row are relative to. Rows that saw nothing have infinity there, so that all weights come out as 0; says whether there

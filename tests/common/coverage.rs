@@ -182,6 +182,12 @@ impl Coverage {
         OPTIONS.into_iter().filter(|name| hits(name) < least).collect()
     }
 
+    /// Options and situations hit fewer than `least` times.
+    pub fn missing_alone(&self, least: usize) -> Vec<&'static str> {
+        let hits = |name: &str| self.0.get(name).copied().unwrap_or(0);
+        OPTIONS.into_iter().chain(SITUATIONS).filter(|name| hits(name) < least).collect()
+    }
+
     /// Everything hit fewer than `least` times, with its hits.
     pub fn missing(&self, least: usize) -> Vec<(String, usize)> {
         let pairs = OPTIONS.iter().enumerate().flat_map(|(i, a)| {

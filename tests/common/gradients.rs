@@ -115,6 +115,8 @@ pub fn stored<T: Element>(name: &str, gradient: &[f64], product: f64, logits: f6
 /// The gradients of a case, and what an engine's are compared with.
 pub struct Truth<T> {
     pub dout: Vec<T>,
+    /// Of each packed row and query, whether it saw nothing.
+    pub degenerate: Vec<bool>,
     truth: Vec<(&'static str, Vec<usize>, Vec<f64>)>,
     plain: Vec<(&'static str, Vec<usize>, Vec<f64>)>,
     sizes: Vec<f64>,
@@ -144,7 +146,9 @@ impl<T: Element<Accumulator = f32>> Truth<T> {
             largest(y).max(sizes(case, name, &wide, &wide_dout, &forward.out))
         };
         let sizes = truth.iter().map(size).collect();
-        Self { dout, truth, plain, sizes, logits, product }
+        let empty = |x: &f64| *x == f64::from(-f32::MAX);
+        let degenerate = forward.lse.iter().flatten().map(empty).collect();
+        Self { dout, degenerate, truth, plain, sizes, logits, product }
     }
 
     /// Within twice the error of the plain evaluation, and roundings.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{Arena, Kernel, PipelineKey, Storage};
 use crate::gpu::bindings::{Place, Slot, places};
 use crate::gpu::params::FLAGS;
+use crate::gradients::EXACT_LSE;
 
 /// The text before the sources.
 pub(super) fn render(key: &PipelineKey) -> String {
@@ -32,6 +33,9 @@ pub(super) fn render(key: &PipelineKey) -> String {
     }
     for Place { slot, written, .. } in places(key.kernel) {
         text.push_str(&access(key, slot, written));
+    }
+    if key.kernel == Kernel::RowsAgain {
+        let _ = writeln!(text, "const EXACT_LSE = {EXACT_LSE:?};");
     }
     // In the backward pass the mask lies beside the tables.
     if key.kernel.is_gradient() || key.kernel == Kernel::RowsAgain {
