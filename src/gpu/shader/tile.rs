@@ -90,7 +90,7 @@ impl PipelineKey {
         let products = matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv);
         match self.tile {
             Tile::Short | Tile::Tall if products && self.features != Features::All => {
-                if self.head_dim <= 64 && self.kernel != Kernel::Dkv { 2 } else { 4 }
+                if self.head_dim <= 64 { 2 } else { 4 }
             }
             _ => 8,
         }
