@@ -4,6 +4,10 @@
 #[path = "../tests/gpu_suite/buffers.rs"]
 mod buffers;
 
+#[allow(dead_code, reason = "its own tests")]
+#[path = "../src/gpu/shader/preprocess.rs"]
+mod preprocess;
+
 use std::time::Instant;
 
 use buffers::{read, request, upload};
@@ -147,7 +151,14 @@ impl Unfused {
             contents: &words.map(u32::to_le_bytes).concat(),
             usage: wgpu::BufferUsages::UNIFORM,
         });
-        let source = wgpu::ShaderSource::Wgsl(include_str!("unfused/unfused.wgsl").into());
+        let text = preprocess::expand(
+            "unfused",
+            &|_| Some(include_str!("unfused/unfused.wgsl")),
+            &[],
+            &[("ROWS", 16), ("COLUMNS", 16), ("QUADS", 8)],
+        );
+        let text = text.unwrap_or_else(|e| panic!("{e}"));
+        let source = wgpu::ShaderSource::Wgsl(text.into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: None, source };
         // SAFETY: for these shapes every index is in bounds and every loop ends; the fused kernel is
         // compiled without checks too.

@@ -1,5 +1,6 @@
 // The same forward pass in three dispatches, scores in memory: what fusing saves. Causal, one window
-// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 by 4 a thread.
+// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 by 16 a thread, loops over a
+// thread's own numbers written out as in the fused kernel.
 
 struct Shape {
     n: u32,
@@ -13,7 +14,12 @@ const D = 64u;
 const QUERIES = 64u;
 const SLOTS = 32u;
 const ROWS = 16u;
-const THREADS = 32u;
+// A thread's slots, and threads that share queries.
+const COLUMNS = 16u;
+const GROUPS = SLOTS / COLUMNS;
+// A thread's vec4s of values.
+const QUADS = 16u / GROUPS;
+const THREADS = 8u;
 const ROW = 17u;
 const HIDDEN = -3.4e38;
 
@@ -67,31 +73,31 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         b_tile[i / 16u * ROW + i % 16u] = x;
     }
     workgroupBarrier();
-    let r = thread / 8u * ROWS;
-    let c = thread % 8u;
-    var sums: array<f32, ROWS * 4u>;
+    let r = thread / GROUPS * ROWS;
+    let c = thread % GROUPS;
+    var sums: array<f32, ROWS * COLUMNS>;
     for (var p = 0u; p < 16u; p++) {
         let first = r * ROW + p;
         let first_slot = c * ROW + p;
-        var y: array<vec4<f32>, 4>;
-        for (var j = 0u; j < 4u; j++) {
-            y[j] = b_tile[first_slot + j * 8u * ROW];
-        }
-        for (var i = 0u; i < ROWS; i++) {
-            let x = a_tile[first + i * ROW];
-            for (var j = 0u; j < 4u; j++) {
-                sums[i * 4u + j] += dot(x, y[j]);
-            }
-        }
+        var y: array<vec4<f32>, COLUMNS>;
+#repeat j COLUMNS
+        y[j] = b_tile[first_slot + j * GROUPS * ROW];
+#endrepeat
+#repeat i ROWS
+        let x = a_tile[first + i * ROW];
+#repeat j COLUMNS
+        sums[i * COLUMNS + j] += dot(x, y[j]);
+#endrepeat
+#endrepeat
     }
+#repeat j COLUMNS
     for (var i = 0u; i < ROWS; i++) {
-        for (var j = 0u; j < 4u; j++) {
-            let t = query + r + i;
-            let u = position + i32(c + j * 8u);
-            let seen = u >= 0 && u <= i32(t);
-            scores[score_at(row, t, slot + c + j * 8u)] = select(HIDDEN, sums[i * 4u + j], seen);
-        }
+        let t = query + r + i;
+        let u = position + i32(c + j * GROUPS);
+        let seen = u >= 0 && u <= i32(t);
+        scores[score_at(row, t, slot + c + j * GROUPS)] = select(HIDDEN, sums[i * COLUMNS + j], seen);
     }
+#endrepeat
 }
 
 // Thread: one query. Scores are powers of 2.
@@ -124,9 +130,9 @@ fn softmax(@builtin(global_invocation_id) id: vec3<u32>) {
 fn values(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let query = group.x * QUERIES;
     let row = group.z;
-    let r = thread / 8u * ROWS;
-    let c = thread % 8u;
-    var sums: array<vec4<f32>, ROWS * 2u>;
+    let r = thread / GROUPS * ROWS;
+    let c = thread % GROUPS;
+    var sums: array<vec4<f32>, ROWS * QUADS>;
     let slots = min(2u * shape.window, seen_slots(query));
     for (var slot = 0u; slot < slots; slot += SLOTS) {
         let position = first_position(query) + i32(slot);
@@ -141,19 +147,22 @@ fn values(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         workgroupBarrier();
         for (var p = 0u; p < SLOTS; p++) {
             let first = score_at(row, query + r, slot + p);
-            let low = b_tile[p * ROW + c];
-            let high = b_tile[p * ROW + 8u + c];
-            for (var i = 0u; i < ROWS; i++) {
-                let weight = scores[first + i * 2u * shape.window];
-                sums[i * 2u] += weight * low;
-                sums[i * 2u + 1u] += weight * high;
-            }
+            var values: array<vec4<f32>, QUADS>;
+#repeat j QUADS
+            values[j] = b_tile[p * ROW + c + j * GROUPS];
+#endrepeat
+#repeat i ROWS
+            let weight = scores[first + i * 2u * shape.window];
+#repeat j QUADS
+            sums[i * QUADS + j] += weight * values[j];
+#endrepeat
+#endrepeat
         }
         workgroupBarrier();
     }
+#repeat j QUADS
     for (var i = 0u; i < ROWS; i++) {
-        let at = (row * shape.n + query + r + i) * 16u + c;
-        out[at] = sums[i * 2u];
-        out[at + 8u] = sums[i * 2u + 1u];
+        out[(row * shape.n + query + r + i) * 16u + c + j * GROUPS] = sums[i * QUADS + j];
     }
+#endrepeat
 }
