@@ -1,5 +1,6 @@
 //! A step of training on your device and buffers: q, k and v are views of one projection `[n, 3, heads, head_dim]`, and so
-//! are their gradients; the forward pass in one encoder, the backward pass in another, without a copy.
+//! are their gradients (which share a buffer: each is computed in one of its own, and copied there); the forward pass in one
+//! encoder, the backward pass in another.
 
 use local_attention::gpu::{self, BackwardTensors, Dtype, ForwardTensors, Layouts, Storage};
 use local_attention::gpu::{TensorView, Workspace, wgpu, wgpu::util::DeviceExt};

@@ -89,3 +89,25 @@ const _: () = {
         threads::<gpu::Workspace>();
     }
 };
+
+/// Nor do futures keep to one thread.
+#[cfg(all(feature = "gpu", not(target_arch = "wasm32")))]
+#[expect(dead_code, reason = "it is enough that it compiles")]
+fn futures_can_be_sent(
+    (gpu, plan, backward): (&gpu::Gpu, &gpu::Plan, &gpu::BackwardPlan),
+    (problem, inputs): (&Problem, &HostInputs<'_, f32>),
+    (saved, workspace): (&BackwardInputs<'_, f32>, &gpu::Workspace),
+    (tensors, gradients): (&gpu::ForwardTensors<'_>, &gpu::BackwardTensors<'_>),
+) {
+    fn sent(_: impl Send) {}
+    let (call, layouts) = (&Call::default(), &gpu::Layouts::any(gpu::Storage::F32));
+    sent(gpu::Gpu::request(&gpu::RequestOptions::default()));
+    sent(gpu::Workspace::new(gpu, 1));
+    sent(gpu.plan(problem, layouts));
+    sent(gpu.plan_backward(problem, layouts));
+    sent(gpu.forward(problem, inputs, call));
+    sent(gpu.backward(problem, inputs, saved, call));
+    sent(gpu.weights(problem, inputs, 0..1));
+    sent(plan.bind_forward(tensors, workspace));
+    sent(backward.bind(gradients, workspace));
+}

@@ -13,7 +13,7 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 26] = [
+const TESTS: [(&str, Test); 27] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune),
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("gradients_match_the_oracle", gpu_suite::gradients::every_factor),
@@ -30,6 +30,7 @@ const TESTS: [(&str, Test); 26] = [
     ("windows_of_many_keys", gpu_suite::long_window::long_window),
     ("the_same_bits_however_split", gpu_suite::split::same_bits),
     ("a_bias_larger_than_a_binding", gpu_suite::split::large_bias),
+    ("a_mask_larger_than_a_binding", gpu_suite::split::large_mask),
     ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
     ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
     ("views_of_a_callers_buffers", gpu_suite::own_device::views),

@@ -3,7 +3,7 @@
 use super::bindings::{self, Bindings, Slot};
 use super::chunk::Chunk;
 use super::device::Gpu;
-use super::error::BindError;
+use super::error::{BindError, PlanError};
 use super::layout::{LaidTensors, check_fit};
 use super::loops;
 use super::params::{self, Params};
@@ -29,15 +29,24 @@ pub struct Bound {
 /// One dispatch.
 #[derive(Debug)]
 struct Part {
-    key: PipelineKey,
     pipelines: Pipelines,
     /// With uniforms of its own, written once.
     group: wgpu::BindGroup,
     offset: u32,
-    /// With those of the workspace, for calls with dropout: each has other ones.
-    dropping: Option<wgpu::BindGroup>,
+    /// With those of the workspace, for calls with dropout: each has other ones. And whether those take more turns of
+    /// loops than the adapter has.
+    dropping: Option<(wgpu::BindGroup, Result<(), PlanError>)>,
     params: Params,
     workgroups: [u32; 3],
+}
+
+impl Part {
+    fn check_loops(&self, call: &Call) -> Result<(), BindError> {
+        match (&self.dropping, call.dropout) {
+            (Some((_, Err(e))), Some(_)) => Err(e.clone().into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a dispatch is made of.
@@ -92,7 +101,7 @@ impl Plan {
         chunk: &Chunk,
         workspace: &Workspace,
     ) -> Result<Bound, BindError> {
-        let laid = LaidTensors::of_piece(&self.problem, tensors, chunk);
+        let laid = LaidTensors::of_piece(self, tensors, chunk);
         self.bound(&laid, std::slice::from_ref(chunk), workspace).await
     }
 
@@ -172,9 +181,12 @@ impl Bound {
                 let group = |all: Bindings<'_>| all.group(device, gpu.group_layout());
                 let own = group(all.clone());
                 all.set(0, workspace.binding());
-                let dropping = pipelines.drop().then(|| group(all));
+                let dropping = pipelines.drop().then(|| {
+                    let turns = loops::check(gpu, problem, &key, &params, true);
+                    (group(all), turns)
+                });
                 let offset = offset as u32;
-                Part { key, pipelines, group: own, offset, dropping, params, workgroups }
+                Part { pipelines, group: own, offset, dropping, params, workgroups }
             };
             let parts: Vec<Part> = dispatches.into_iter().enumerate().map(part).collect();
             (parts, uniforms)
@@ -200,14 +212,6 @@ impl Bound {
         if workspace.id() == self.workspace { Ok(()) } else { Err(BindError::Workspace) }
     }
 
-    /// An error where dropout takes more turns of a part's loops than the adapter has.
-    fn check_loops(&self, part: &Part, call: &Call) -> Result<(), BindError> {
-        if part.dropping.is_some() && call.dropout.is_some() {
-            loops::check(&self.gpu, &self.problem, &part.key, &part.params, true)?;
-        }
-        Ok(())
-    }
-
     /// Slots of the workspace that recording a call takes: with dropout one for each dispatch that drops weights, else none.
     pub fn workspace_slots(&self, call: &Call) -> usize {
         match call.dropout {
@@ -221,7 +225,8 @@ impl Bound {
         self.parts.len()
     }
 
-    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. A call takes
+    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. (With dropout wgpu takes memory
+    /// of its own for the uniforms of each dispatch that drops weights.) A call takes
     /// [`workspace_slots`](Self::workspace_slots) of the workspace.
     ///
     /// # Errors
@@ -236,7 +241,7 @@ impl Bound {
         self.check_workspace(workspace)?;
         workspace.check_room(self.workspace_slots(call))?;
         // Nothing is recorded unless all is.
-        self.parts.iter().try_for_each(|part| self.check_loops(part, call))?;
+        self.parts.iter().try_for_each(|part| part.check_loops(call))?;
         self.parts.iter().try_for_each(|part| self.record(part, pass, workspace, call))
     }
 
@@ -253,7 +258,7 @@ impl Bound {
     ) -> Result<(), BindError> {
         let Some(part) = self.parts.get(chunk) else { return Ok(()) };
         self.check_workspace(workspace)?;
-        self.check_loops(part, call)?;
+        part.check_loops(call)?;
         self.record(part, pass, workspace, call)
     }
 
@@ -267,7 +272,7 @@ impl Bound {
         pass.set_pipeline(part.pipelines.of(call));
         match part.dropping.as_ref().zip(call.dropout) {
             None => pass.set_bind_group(0, &part.group, &[part.offset]),
-            Some((group, dropout)) => {
+            Some(((group, _), dropout)) => {
                 workspace.check_room(1)?;
                 let mut params = part.params;
                 set_dropout(&mut params, self.problem.dropout, dropout);

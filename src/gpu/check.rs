@@ -199,9 +199,10 @@ fn elements(t: &TensorView<'_>) -> (i128, i128) {
     let first = (t.offset_bytes / t.dtype.bytes()) as i128;
     let (mut low, mut high) = (first, first);
     for (&size, &stride) in t.shape.iter().zip(&t.strides_elems) {
-        let reach = (size as i128 - 1) * i128::from(stride);
-        low += reach.min(0);
-        high += reach.max(0);
+        // Of dimensions beyond any memory, which tensors without elements may have.
+        let reach = (size as i128 - 1).saturating_mul(i128::from(stride));
+        low = low.saturating_add(reach.min(0));
+        high = high.saturating_add(reach.max(0));
     }
     (low, high)
 }

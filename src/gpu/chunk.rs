@@ -24,6 +24,17 @@ impl Chunk {
         self.rows.start / share..(self.rows.end - 1) / share + 1
     }
 
+    /// Positions of a mask that it reads: those that its queries gather, zeros of autopad too, in whole tiles.
+    pub(super) fn mask_positions(&self, plan: &Plan, len: usize) -> Range<usize> {
+        let (geometry, tile) = (&plan.problem.geometry, plan.key().keys() as usize);
+        let gathered = |query: usize| geometry.gathered(geometry.window_of(query));
+        let start = gathered(self.queries.start).start / tile * tile;
+        let end = gathered(self.queries.end - 1).end.next_multiple_of(tile).min(len);
+        // At least one: no binding may be empty.
+        let start = start.min(len.saturating_sub(1));
+        start..end.max(start + 1)
+    }
+
     /// Rows of a bias that it reads.
     pub(super) fn bias_rows(&self, rows: usize) -> Range<usize> {
         let (first, last) = (self.rows.start, self.rows.end - 1);

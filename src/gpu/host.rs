@@ -1,6 +1,8 @@
 //! Tensors of host memory in buffers of their own, for one part of a problem.
 
 use std::ops::Range;
+#[cfg(not(target_arch = "wasm32"))]
+use std::panic::AssertUnwindSafe;
 
 use half::f16;
 
@@ -120,11 +122,10 @@ impl Plan {
             ("k", bytes(&[kv_rows, keys, d], element)),
             ("v", bytes(&[kv_rows, keys, dv], element)),
         ];
-        all.extend(
-            shape
-                .mask
-                .map(|m| ("mask", bytes(&[chunk.mask_rows(problem, m.rows).len(), m.len], 1))),
-        );
+        all.extend(shape.mask.map(|m| {
+            let rows = chunk.mask_rows(problem, m.rows).len();
+            ("mask", bytes(&[rows, chunk.mask_positions(self, m.len).len()], 1))
+        }));
         all.extend(shape.bias.map(|b| {
             let (queries, slots) = bias_part(inputs, b, chunk);
             ("attn_bias", bytes(&[chunk.bias_rows(b.rows).len(), queries.len(), slots], element))
@@ -174,10 +175,11 @@ impl<'a> Piece<'a> {
             None => None,
             Some((mask, m)) => {
                 let rows = chunk.mask_rows(problem, m.rows);
-                let (mut bytes, _) = reserve("mask", &[rows.len(), m.len + 4])?;
+                let positions = chunk.mask_positions(plan, m.len);
+                let (mut bytes, _) = reserve("mask", &[rows.len(), positions.len() + 4])?;
                 for row in rows {
                     let view = mask.packed_row(row, 1);
-                    bytes.extend((0..m.len).map(|u| u8::from(view.at1(u))));
+                    bytes.extend(positions.clone().map(|u| u8::from(view.at1(u))));
                 }
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
                 Some(bytes)
@@ -258,11 +260,11 @@ impl<'a> Piece<'a> {
             k: of(&self.k, &[kv_rows, keys, d]),
             v: of(&self.v, &[kv_rows, keys, dv]),
             out: TensorView::contiguous(&self.out, result, [rows, queries, elements]),
-            mask: self
-                .mask
-                .as_ref()
-                .zip(shape.mask)
-                .map(|(b, m)| TensorView::contiguous(b, Dtype::U8, [m.rows, m.len])),
+            mask: self.mask.as_ref().zip(shape.mask).map(|(b, m)| {
+                let row = self.chunk.mask_positions(self.plan, m.len).len() as i64;
+                let whole = TensorView::contiguous(b, Dtype::U8, [m.rows, m.len]);
+                whole.with_strides_elems([row, 1])
+            }),
             attn_bias: self.bias.as_ref().zip(shape.bias).map(|(buffer, b)| {
                 let [queries, slots] = self.bias_size;
                 let stride = |n: usize, elements: usize| if n > 1 { elements as i64 } else { 0 };
@@ -354,10 +356,14 @@ impl Gpu {
         {
             let device = self.device().clone();
             let poll = move || {
-                if let Err(e) = device.poll(wgpu::PollType::wait_indefinitely()) {
-                    // A device that is gone may never answer.
-                    let _ = done.try_send(Err(e.to_string()));
-                }
+                // A device that is gone may never answer, and wgpu panics where one goes while it is waited for.
+                let polled = || device.poll(wgpu::PollType::wait_indefinitely());
+                let lost = match std::panic::catch_unwind(AssertUnwindSafe(polled)) {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(e)) => e.to_string(),
+                    Err(_) => "the device was lost".to_owned(),
+                };
+                let _ = done.try_send(Err(lost));
             };
             match wait {
                 Wait::Here => poll(),

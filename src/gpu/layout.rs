@@ -11,7 +11,6 @@ use super::params::View;
 use super::plan::Plan;
 use super::shader::{Arena, Storage};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
-use crate::Problem;
 
 /// A tensor: where element `[packed row, position, feature]` lies in its buffer.
 #[derive(Debug, Clone)]
@@ -109,12 +108,15 @@ impl<'a> LaidTensors<'a> {
 
     /// Tensors that hold a part alone: `[rows, positions, features]` from its first row, query and
     /// key on; mask and bias the rows, the bias the queries, that it reads.
-    pub(super) fn of_piece(problem: &Problem, tensors: &ForwardTensors<'a>, chunk: &Chunk) -> Self {
+    pub(super) fn of_piece(plan: &Plan, tensors: &ForwardTensors<'a>, chunk: &Chunk) -> Self {
+        let problem = &plan.problem;
         let one_row = problem.kv_batch == 1;
         let (rows, keys, queries) = (chunk.rows.start, chunk.keys.start, chunk.queries.start);
         let kv_rows = if one_row { 0 } else { rows };
         // They begin with the first row that the part reads.
-        let mask_row = problem.shape.mask.map_or(0, |m| chunk.mask_rows(problem, m.rows).start);
+        let mask_start = problem.shape.mask.map_or((0, 0), |m| {
+            (chunk.mask_rows(problem, m.rows).start, chunk.mask_positions(plan, m.len).start)
+        });
         let bias_start = problem.shape.bias.map_or((0, 0), |b| {
             (chunk.bias_rows(b.rows).start, chunk.bias_queries(b.queries).start)
         });
@@ -126,7 +128,7 @@ impl<'a> LaidTensors<'a> {
             out: Laid::plain(&tensors.out).without(rows, queries),
             out_elements: tensors.out.shape.last().copied().unwrap_or(0),
             mask_words: false,
-            mask: tensors.mask.as_ref().map(|t| Laid::plain(t).without(mask_row, 0)),
+            mask: tensors.mask.as_ref().map(|t| Laid::plain(t).without(mask_start.0, mask_start.1)),
             bias: tensors
                 .attn_bias
                 .as_ref()
@@ -178,14 +180,16 @@ impl<'a> LaidTensors<'a> {
             (Slot::Lse, dims, rows.clone(), queries.clone(), 1),
         ];
         all.extend(shape.mask.map(|m| {
-            (Slot::Mask, rows_only(m.rows), chunk.mask_rows(problem, m.rows), 0..m.len, 1)
+            let positions = chunk.mask_positions(plan, m.len);
+            (Slot::Mask, rows_only(m.rows), chunk.mask_rows(problem, m.rows), positions, 1)
         }));
         all.extend(shape.bias.map(|b| {
             let queries = chunk.bias_queries(b.queries);
             (Slot::Bias, rows_only(b.rows), chunk.bias_rows(b.rows), queries, b.slots)
         }));
         let limits = plan.gpu.device().limits();
-        let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
+        // A vec4 at least, whatever a driver says.
+        let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(16);
         let arena = self.arena();
         let mut bindings: Vec<Binding<'a>> = Vec::new();
         for (slot, dims, rows, positions, features) in all {
@@ -349,6 +353,9 @@ pub(super) fn merge_leading(
     sizes: &[usize],
     strides: &[&[i64]],
 ) -> Result<([u32; 4], Vec<[i64; 4]>), BindError> {
+    if sizes.contains(&0) {
+        return Ok(([1; 4], vec![[0; 4]; strides.len()]));
+    }
     // From the last on: a dimension joins the next one where that continues it in every tensor.
     let mut merged: Vec<(usize, Vec<i64>)> = Vec::new();
     for (i, &size) in sizes.iter().enumerate().rev().filter(|(_, s)| **s != 1) {

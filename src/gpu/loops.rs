@@ -88,7 +88,9 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
         turns += match key.kernel {
             Kernel::Forward => tile.outputs * (real + real / 64 * 2 + 2),
             Kernel::Weights => tile.queries * (slots / 8 + 1),
-            Kernel::Dkv => sharing(span) * tile.outputs * (tile.queries + 1),
+            Kernel::Dkv => {
+                sharing(span).min(u64::from(base.seq_len)) * tile.outputs * (tile.queries + 1)
+            }
             _ => 0,
         };
         // Slots outside the sequence are visited for the bits of dropout alone: most by the first or the last

@@ -1,7 +1,7 @@
 //! Memory that calls share: slots for the uniforms of dispatches with dropout that are recorded and
 //! not yet submitted.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::device::Gpu;
 use super::error::{BindError, DeviceError};
@@ -18,7 +18,8 @@ pub struct Workspace {
     gpu: Gpu,
     buffer: wgpu::Buffer,
     stride: u64,
-    slots: usize,
+    /// None once its memory was freed.
+    slots: AtomicUsize,
     used: usize,
 }
 
@@ -60,7 +61,7 @@ impl Workspace {
         })
         .await?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, gpu: gpu.clone(), buffer, stride, slots, used: 0 })
+        Ok(Self { id, gpu: gpu.clone(), buffer, stride, slots: slots.into(), used: 0 })
     }
 
     /// [`Workspace::new`], waiting for it.
@@ -72,8 +73,9 @@ impl Workspace {
         pollster::block_on(Self::new(gpu, slots))
     }
 
-    /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy).
+    /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy): it has no slots any more.
     pub fn destroy(&self) {
+        self.slots.store(0, Ordering::Relaxed);
         self.buffer.destroy();
     }
 
@@ -84,7 +86,7 @@ impl Workspace {
 
     /// Slots there are.
     pub fn slots(&self) -> usize {
-        self.slots
+        self.slots.load(Ordering::Relaxed)
     }
 
     /// Frees all slots. Call it once everything recorded so far has been *submitted*: a later
@@ -109,8 +111,8 @@ impl Workspace {
 
     /// An error unless this many slots are free.
     pub(super) fn check_room(&self, needed: usize) -> Result<(), BindError> {
-        if self.slots - self.used < needed {
-            let (slots, used) = (self.slots, self.used);
+        let (slots, used) = (self.slots(), self.used);
+        if slots.saturating_sub(used) < needed {
             return Err(BindError::NoSlot { slots, used, needed });
         }
         Ok(())

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use local_attention::gpu::Gpu;
 use local_attention::{
-    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
-    Reference,
+    AttentionShape, BackwardInputs, Call, Engine, HostInputs, HostTensor, LocalAttention,
+    LocalAttentionConfig, Reference,
 };
 
 use super::{fail, worst};
@@ -14,6 +14,37 @@ use crate::common::Noise;
 
 const N: usize = 10;
 const D: usize = 8;
+
+/// Against the oracle's.
+fn gradients(
+    gpu: &Gpu,
+    attention: &LocalAttention,
+    inputs: &HostInputs<'_, f32>,
+) -> Result<(), String> {
+    let fail = |e: &dyn std::fmt::Display| e.to_string();
+    let shape = AttentionShape::from_inputs(inputs).map_err(|e| fail(&e))?.with_lse();
+    let (problem, call) = (attention.problem(&shape).map_err(|e| fail(&e))?, Call::default());
+    let (wide, oracle) = (inputs.map(f64::from), Reference::<f64>::new());
+    let forward = oracle.forward(&problem, &wide, &call).map_err(|e| fail(&e))?;
+    let dout = vec![0.5; N * D];
+    let dout = HostTensor::new(dout, problem.out_shape()).map_err(|e| fail(&e))?;
+    let saved = BackwardInputs::new(&problem, &forward, dout).map_err(|e| fail(&e))?;
+    // As many numbers as a bias has slots are no gradient to ask for here.
+    let saved = saved.with_bias_gradient(false);
+    let truth = oracle.backward(&problem, &wide, &saved, &call).map_err(|e| fail(&e))?;
+    let ours = gpu.forward_blocking(&problem, inputs, &call).map_err(|e| fail(&e))?;
+    let dout = HostTensor::new(vec![0.5_f32; N * D], problem.out_shape()).map_err(|e| fail(&e))?;
+    let saved = BackwardInputs::new(&problem, &ours, dout).map_err(|e| fail(&e))?;
+    let saved = saved.with_bias_gradient(false);
+    let got = gpu.backward_blocking(&problem, inputs, &saved, &call).map_err(|e| fail(&e))?;
+    for (got, truth) in [(got.dq, truth.dq), (got.dk, truth.dk), (got.dv, truth.dv)] {
+        let error = worst(got.data.into_iter(), &truth.data);
+        if error > 1e-5 {
+            return Err(format!("a gradient is off by {error:e}"));
+        }
+    }
+    Ok(())
+}
 
 /// Windows of 10 and of a million, causal or not, with and without rotary embedding, mask, and bias
 /// rows of one number for each query or each slot.
@@ -51,10 +82,14 @@ pub fn large_window(gpu: &Gpu) -> Result<(), Failed> {
             let wide = inputs.map(f64::from);
             let truth = Reference::<f64>::new().forward(&problem, &wide, &call).map_err(fail)?.out;
             let error = worst(got.out.into_iter(), &truth);
+            let at = || format!("window {window}, options {options:#b}");
             if error > 1e-5 {
-                return Err(
-                    format!("window {window}, options {options:#b}: off by {error:e}").into()
-                );
+                return Err(format!("{}: off by {error:e}", at()).into());
+            }
+            // Kernels of gradients with all options have a loop that counts hidden slots. (A bias is uploaded whole
+            // there, and each zero that it tells apart visited.)
+            if options % 16 == 7 {
+                gradients(gpu, &attention, &inputs).map_err(|e| format!("{}: {e}", at()))?;
             }
         }
     }

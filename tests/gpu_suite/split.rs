@@ -10,7 +10,7 @@ use local_attention::{
     LocalAttentionConfig,
 };
 
-use super::buffers::{read, upload};
+use super::buffers::{read, upload, upload_bytes};
 use super::{bits, fail, list, submit};
 use crate::common::{Case, Noise};
 
@@ -187,6 +187,40 @@ pub fn large_bias(gpu: &Gpu) -> Result<(), Failed> {
         submit(gpu, |pass| bound.encode(pass, &mut workspace, &call).unwrap());
         assert_eq!(bits(&read(gpu, &out)), bits(&whole.out), "{tile:?}, buffers");
     }
+    Ok(())
+}
+
+/// A mask that is larger than a binding is cut by keys.
+pub fn large_mask(gpu: &Gpu) -> Result<(), Failed> {
+    let (n, d, rows) = (20_000, 4, 2);
+    let data = Noise::new(8).normals(rows * n * d);
+    let mask: Vec<bool> = (0..n).map(|u| u % 7 != 0 && !(5_000..5_200).contains(&u)).collect();
+    let t = || HostTensor::new(&data[..], [rows, n, d]).unwrap();
+    let inputs =
+        HostInputs::new(t(), t(), t()).with_mask(HostTensor::new(&mask[..], [1, n]).unwrap());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(100)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let call = Call::default();
+    let whole = gpu.forward_blocking(&problem, &inputs, &call).map_err(fail)?;
+    let mut options = GpuOptions::default();
+    options.max_binding_bytes = Some(12 << 10);
+    let small = gpu.with_options(options);
+    let part = small.forward_blocking(&problem, &inputs, &call).map_err(fail)?;
+    assert_eq!(bits(&part.out), bits(&whole.out), "host tensors");
+    let words: Vec<u32> = mask.iter().map(|&open| u32::from(open)).collect();
+    let [x, out] = [&data[..], &vec![0.0; data.len()]].map(|data| upload(gpu, data));
+    let bytes: Vec<u8> = words.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mask = upload_bytes(gpu, &bytes);
+    let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [rows, n, d]);
+    let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out))
+        .with_mask(TensorView::contiguous(&mask, Dtype::U32, [1, n]));
+    let plan = small
+        .plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem))
+        .map_err(fail)?;
+    let mut workspace = Workspace::new_blocking(&small, 1).map_err(fail)?;
+    let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
+    submit(gpu, |pass| bound.encode(pass, &mut workspace, &call).unwrap());
+    assert_eq!(bits(&read(gpu, &out)), bits(&whole.out), "buffers");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-// Every kernel's text through the browser's compiler: it checks what others do not (uniform control flow, aliasing).
+// Every kernel's text through the browser's compiler: it checks uniform control flow, which others do not.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

@@ -63,7 +63,8 @@ impl Cut {
         let (tile, block) = (key.keys() as usize, plan.base.block_len as usize);
         let tiles = slots.len().div_ceil(tile);
         let blocks = queries.len().div_ceil(block);
-        let wanted = WORKGROUPS.div_ceil(tiles * blocks * problem.batch.max(1));
+        let wanted =
+            WORKGROUPS.div_ceil(tiles.saturating_mul(blocks).saturating_mul(problem.batch.max(1)));
         let shape = &problem.shape;
         let width_bytes = 4 * shape.head_dim.max(shape.value_dim).max(1);
         let turns = key.tile_turns(shape.head_dim);

@@ -24,7 +24,8 @@ impl Gpu {
     /// future yields, as that of [`Gpu::forward`] does, and dropping it ends the work after the part at hand.
     ///
     /// # Errors
-    /// As [`Gpu::forward`], and tensors larger than a buffer of the device.
+    /// As [`Gpu::forward`], and tensors larger than a buffer of the device. A [`BindError::Rank`] where heads share k or v
+    /// by strides of 0 in dimensions that q's do not have, or in every other one of five and more.
     pub async fn backward<T: GpuElement>(
         &self,
         problem: &Problem,
@@ -349,29 +350,23 @@ fn strides(shape: &[usize], stored: &[usize]) -> Vec<i64> {
 fn upload<'u, T: GpuElement>(
     name: &'static str,
     tensor: &'u HostTensor<'_, T>,
-    shared: Option<&SharedRows>,
+    shared: Option<&'u SharedRows>,
 ) -> Upload<'u> {
     let shape = tensor.shape().to_vec();
     let (leading, last) = shape.split_at(shape.len() - 2);
     let (positions, features) = (last[0], last[1]);
-    let packed: usize = leading.iter().product();
-    // Of rows that are one, the first.
-    let mut firsts = Vec::new();
-    for row in 0..packed {
-        if shared.is_none_or(|s| s.of(row) == firsts.len()) {
-            firsts.push(row);
-        }
-    }
-    let stored = shared.map_or(leading, |s| s.leading()).to_vec();
+    let stored = shared.map_or(leading, |s| s.leading());
     let row_bytes = positions * padded(features) * T::STORAGE.bytes() as usize;
     Upload {
         name,
         dtype: Dtype::from(T::STORAGE),
-        strides: strides(&shape, &stored),
-        rows: firsts.len(),
+        strides: strides(&shape, stored),
+        rows: stored.iter().product(),
         row_bytes,
         row: Box::new(move |i| {
-            gather(name, tensor, firsts[i]..firsts[i] + 1, 0..positions, features)
+            // Of rows that are one, the first.
+            let row = shared.map_or(i, |s| s.first_of(i));
+            gather(name, tensor, row..row + 1, 0..positions, features)
         }),
         shape,
     }

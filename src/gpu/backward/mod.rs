@@ -110,7 +110,7 @@ impl BackwardPlan {
         &self.dq.problem
     }
 
-    /// The kernels it runs, in their order, but for those that only copy and add.
+    /// The kernels it runs, in their order, but for those that only copy and add, the mask among what is copied.
     pub fn keys(&self) -> Vec<super::PipelineKey> {
         let all = [&self.rows, &self.again, &self.dq, &self.dkv].into_iter().chain(&self.bias);
         all.map(Plan::key).collect()
