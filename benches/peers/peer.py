@@ -35,6 +35,9 @@ def reference(shape, torch):
 def flex(shape, torch):
     """flex_attention with the same mask. It has no rotary: less work than ours."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    # Each shape compiles anew, as if it were the first: neither for lengths in general, nor, after too
+    # many of them, not at all.
+    torch._dynamo.reset()
     w, back, ahead = shape["window_size"], shape["look_backward"], shape["look_forward"]
 
     def sees(b, h, t, u):
@@ -46,17 +49,35 @@ def flex(shape, torch):
             seen = seen & (t - u <= back * w) & (u - t <= ahead * w)
         return seen
 
-    if shape["bias"] or shape["mask"]:
-        raise ValueError("torch-flex is run without mask and bias")
+    without("torch-flex", shape, "bias", "mask")
     q, k, v = tensors(shape, torch)
-    # From indices: create_block_mask would hold n * n booleans.
-    block, n = 128, shape["n"]
-    if n % block:
-        raise ValueError("n must be a multiple of 128")
-    rows = n // block
-    lists = []
-    for i in range(rows):
-        first, last = i * block, (i + 1) * block - 1
+    if shape["n"] % BLOCK:
+        raise ValueError(f"n must be a multiple of {BLOCK}")
+    partial, full = blocks(shape)
+    # As wide as the keys: the compiled kernel takes their number from it.
+    width = shape["n"] // BLOCK
+
+    def tensor(lists):
+        counts = torch.tensor([len(x) for x in lists], dtype=torch.int32)
+        indices = torch.tensor([x + [0] * (width - len(x)) for x in lists], dtype=torch.int32)
+        return counts[None, None], indices[None, None]
+
+    mask = BlockMask.from_kv_blocks(
+        *tensor(partial), *tensor(full), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(shape["n"], shape["n"]))
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(q, k, v, block_mask=mask), [q, k, v]
+
+
+BLOCK = 128
+
+
+def blocks(shape):
+    """For each block of queries the blocks of keys that it sees in part, where the mask is evaluated,
+    and those that it sees whole. From indices: create_block_mask would hold n * n booleans."""
+    w, back, ahead, n = shape["window_size"], shape["look_backward"], shape["look_forward"], shape["n"]
+    partial, full = [], []
+    for first in range(0, n, BLOCK):
+        last = first + BLOCK - 1
         low = max(0, (first // w - back) * w)
         high = min(n, (last // w + ahead + 1) * w)
         if shape["causal"]:
@@ -64,14 +85,17 @@ def flex(shape, torch):
         if shape["exact"]:
             low = max(low, first - back * w)
             high = min(high, last + ahead * w + 1)
-        lists.append(list(range(low // block, -(-high // block))))
-    # As wide as the keys: the compiled kernel takes their number from it.
-    width = rows
-    counts = torch.tensor([len(x) for x in lists], dtype=torch.int32)[None, None]
-    indices = torch.tensor([x + [0] * (width - len(x)) for x in lists], dtype=torch.int32)[None, None]
-    mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=block, mask_mod=sees, seq_lengths=(n, n))
-    compiled = torch.compile(flex_attention)
-    return lambda: compiled(q, k, v, block_mask=mask), [q, k, v]
+
+        def whole(block):
+            left, right = block * BLOCK, block * BLOCK + BLOCK - 1
+            return (last // w - left // w <= back and right // w - first // w <= ahead
+                    and (not shape["causal"] or right <= first)
+                    and (not shape["exact"] or (last - left <= back * w and right - first <= ahead * w)))
+
+        seen = range(low // BLOCK, -(-high // BLOCK))
+        partial.append([x for x in seen if not whole(x)])
+        full.append([x for x in seen if whole(x)])
+    return partial, full
 
 
 def sdpa(shape, torch):
@@ -81,6 +105,13 @@ def sdpa(shape, torch):
     q, k, v = tensors(shape, torch)
     attend = torch.nn.functional.scaled_dot_product_attention
     return lambda: attend(q, k, v, is_causal=shape["causal"]), [q, k, v]
+
+
+def without(name, shape, *options):
+    """Refuses what a peer would leave out: its row would be of something else."""
+    asked = [option for option in options if shape[option]]
+    if asked:
+        raise ValueError(f"{name} is run without {' and '.join(asked)}")
 
 
 def tensors(shape, torch):
