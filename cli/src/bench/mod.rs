@@ -11,6 +11,7 @@ mod measure;
 mod peer;
 mod row;
 mod shape;
+mod shape_args;
 mod suite;
 mod tile;
 mod training;
@@ -40,7 +41,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum, conflicts_with = "ShapeArgs")]
     suite: Option<Suite>,
     #[command(flatten)]
-    shape: shape::ShapeArgs,
+    shape: shape_args::ShapeArgs,
     /// Engine.
     #[arg(long, value_enum, default_value = "auto")]
     backend: Backend,

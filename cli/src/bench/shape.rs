@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use clap::Args;
 use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, Problem};
 use serde::{Deserialize, Serialize};
 
@@ -52,14 +51,13 @@ impl Pass {
         }
     }
 
-    /// Tensors as large as q that are read or written once.
+    /// Tensors as large as q among its inputs and results.
     fn tensors(self) -> f64 {
         match self {
             // q, k, v and out.
             Self::Forward => 4.0,
-            // Those, dout, dq, dk and dv.
-            Self::Backward => 8.0,
-            Self::Both => 12.0,
+            // Those, dout, dq, dk and dv; out is an input of one and a result of the other.
+            Self::Backward | Self::Both => 8.0,
         }
     }
 }
@@ -82,80 +80,6 @@ impl BenchType {
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
-
-/// One shape from flags.
-#[derive(Debug, Args)]
-pub struct ShapeArgs {
-    /// Sequences.
-    #[arg(long, requires = "n", default_value_t = 1)]
-    batch: usize,
-    /// Heads.
-    #[arg(long, requires = "n", default_value_t = 8)]
-    heads: usize,
-    /// Length of a sequence, a multiple of --window; measures this one shape.
-    #[arg(long)]
-    n: Option<usize>,
-    /// Features of a head.
-    #[arg(long, requires = "n", default_value_t = 64)]
-    head_dim: usize,
-    /// Positions in a window.
-    #[arg(long, requires = "n", default_value_t = 128)]
-    window: usize,
-    /// Windows before its own that a query sees.
-    #[arg(long, requires = "n", default_value_t = 1)]
-    look_backward: usize,
-    /// Windows after its own that a query sees [default: 0 if causal, else 1].
-    #[arg(long, requires = "n")]
-    look_forward: Option<usize>,
-    /// No query sees a later key.
-    #[arg(long, requires = "n", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
-    causal: bool,
-    /// Limit the distance too (exact_windowsize).
-    #[arg(long, requires = "n")]
-    exact: bool,
-    /// Rotary embeddings.
-    #[arg(long, requires = "n", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
-    rotary: bool,
-    /// A key mask that hides one key in eight.
-    #[arg(long, requires = "n")]
-    mask: bool,
-    /// A bias for each head, row and slot.
-    #[arg(long, requires = "n")]
-    bias: bool,
-    /// Which pass is timed.
-    #[arg(long, requires = "n", value_enum, default_value = "forward")]
-    pass: Pass,
-    /// Type of the tensors.
-    #[arg(long, requires = "n", value_enum, default_value = "f32")]
-    dtype: BenchType,
-}
-
-impl ShapeArgs {
-    pub fn shape(&self) -> Result<Option<BenchShape>, BadInput> {
-        let Some(n) = self.n else { return Ok(None) };
-        let shape = BenchShape {
-            pass: self.pass,
-            batch: self.batch,
-            heads: self.heads,
-            n,
-            head_dim: self.head_dim,
-            window_size: self.window,
-            look_backward: self.look_backward,
-            look_forward: self.look_forward.unwrap_or(usize::from(!self.causal)),
-            causal: self.causal,
-            exact: self.exact,
-            rotary: self.rotary,
-            mask: self.mask,
-            bias: self.bias,
-            dtype: self.dtype,
-        };
-        shape.problem()?;
-        if self.batch == 0 || self.heads == 0 {
-            return Err(BadInput::Usage("--batch and --heads must be at least 1".to_owned()));
-        }
-        Ok(Some(shape))
-    }
-}
 
 impl BenchShape {
     /// Causal, one window back, rotary, f32: what most rows are a variation of.
@@ -203,7 +127,8 @@ impl BenchShape {
     }
 
     pub fn slots(&self) -> usize {
-        (self.look_backward + 1 + self.look_forward).saturating_mul(self.window_size)
+        let windows = self.look_backward.saturating_add(1).saturating_add(self.look_forward);
+        windows.saturating_mul(self.window_size)
     }
 
     /// Floating-point operations on pairs that attend: 2 for each product and sum of all matrix
@@ -228,15 +153,20 @@ impl BenchShape {
         }
     }
 
-    /// Bytes that must move: each input and each result once, `lse` not counted.
+    /// Bytes that must move: each input and each result of the pass once, `lse` not counted.
     pub fn least_bytes(&self) -> f64 {
         let product = |sizes: &[usize]| sizes.iter().map(|&s| s as f64).product::<f64>();
         let (Self { batch, heads, n, head_dim, window_size, .. }, bytes) =
             (self, self.dtype.bytes());
         let tensors = self.pass.tensors() * product(&[*batch, *heads, *n, *head_dim, bytes]);
         let mask = if self.mask { product(&[*batch, *n]) } else { 0.0 };
-        let bias = product(&[*heads, *window_size, self.slots(), bytes]);
-        tensors + mask + if self.bias { bias } else { 0.0 }
+        // A backward pass has its gradient too.
+        let biases = match (self.bias, self.pass) {
+            (false, _) => 0.0,
+            (true, Pass::Forward) => 1.0,
+            (true, Pass::Backward | Pass::Both) => 2.0,
+        };
+        tensors + mask + biases * product(&[*heads, *window_size, self.slots(), bytes])
     }
 }
 
@@ -264,5 +194,39 @@ impl fmt::Display for BenchShape {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BenchShape, BenchType, Pass};
+
+    /// 2 heads of 64 positions with 32 features in windows of 16: 4,096 elements a tensor, 1,024 of a
+    /// bias for 32 slots, 64 of a mask.
+    #[test]
+    fn each_input_and_each_result_once() {
+        let plain = BenchShape::causal(2, 64, 16, 32);
+        let masked = BenchShape { mask: true, ..plain.clone() };
+        let biased = BenchShape { bias: true, ..plain.clone() };
+        let half = BenchShape { dtype: BenchType::F16, ..masked.clone() };
+        for (shape, pass, bytes) in [
+            (&plain, Pass::Forward, 4 * 4096 * 4),
+            (&plain, Pass::Backward, 8 * 4096 * 4),
+            (&plain, Pass::Both, 8 * 4096 * 4),
+            (&masked, Pass::Forward, 4 * 4096 * 4 + 64),
+            (&half, Pass::Forward, 4 * 4096 * 2 + 64),
+            (&biased, Pass::Forward, 4 * 4096 * 4 + 1024 * 4),
+            (&biased, Pass::Backward, 8 * 4096 * 4 + 2 * 1024 * 4),
+            (&biased, Pass::Both, 8 * 4096 * 4 + 2 * 1024 * 4),
+        ] {
+            let shape = BenchShape { pass, ..shape.clone() };
+            assert_eq!(shape.least_bytes(), f64::from(bytes), "{shape}");
+        }
+    }
+
+    #[test]
+    fn slots_beyond_numbers_are_as_many_as_there_are() {
+        let shape = BenchShape { look_backward: usize::MAX, ..BenchShape::causal(1, 16, 16, 2) };
+        assert_eq!(shape.slots(), usize::MAX);
     }
 }

@@ -63,3 +63,20 @@ impl Suite {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Suite;
+    use clap::ValueEnum;
+
+    #[test]
+    fn every_shape_is_one_and_is_there_once() {
+        for suite in Suite::value_variants() {
+            let shapes = suite.shapes();
+            for (i, shape) in shapes.iter().enumerate() {
+                assert!(shape.problem().is_ok(), "{suite:?}: {shape}");
+                assert!(!shapes[..i].contains(shape), "{suite:?} holds {shape} twice");
+            }
+        }
+    }
+}
