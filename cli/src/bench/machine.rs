@@ -1,36 +1,66 @@
 //! What a record says of where it was made.
 
+use crate::backend::Chosen;
+
 /// The machine, the system, the build.
 pub struct Machine {
     /// Name of the processor.
     pub cpu: String,
     system: String,
+    /// Adapter and driver of the GPU engine.
+    device: Option<String>,
 }
 
 impl Machine {
-    pub fn read() -> Self {
+    pub fn read(chosen: &Chosen) -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let name = cpuinfo.lines().find_map(|l| l.strip_prefix("model name"));
-        let name = name.and_then(|l| l.split_once(':')).map(|(_, name)| name.trim().to_owned());
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let device = match chosen {
+            Chosen::Gpu(gpu) => {
+                let info = &gpu.caps().info;
+                let driver = format!("{} {}", info.driver, info.driver_info);
+                Some(format!("{}, {:?}, driver {}", info.name, info.backend, driver.trim()))
+            }
+            _ => None,
+        };
         Self {
-            cpu: name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cpu: cpu_name(&cpuinfo).unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             system: format!("{cores} cores, {} {}", std::env::consts::OS, kernel.trim()),
+            device,
         }
     }
 
     /// For people and records.
-    pub fn lines(&self) -> [String; 2] {
-        [
-            format!("machine  {}, {}", self.cpu, self.system.trim()),
-            format!(
-                "build    local-attention {} from {}, {}",
-                env!("CARGO_PKG_VERSION"),
-                env!("BUILT_FROM"),
-                env!("BUILT_BY")
-            ),
-        ]
+    pub fn lines(&self) -> Vec<String> {
+        let machine = format!("machine  {}, {}", self.cpu, self.system.trim());
+        let adapter = self.device.as_ref().map(|device| format!("adapter  {device}"));
+        let build = format!(
+            "build    local-attention {} from {}, {}",
+            env!("CARGO_PKG_VERSION"),
+            env!("BUILT_FROM"),
+            env!("BUILT_BY")
+        );
+        [machine].into_iter().chain(adapter).chain([build]).collect()
+    }
+}
+
+/// Name of the first processor, with its family and model where the name holds no number that tells:
+/// virtual machines are often told half of it.
+fn cpu_name(cpuinfo: &str) -> Option<String> {
+    let value = |key: &str| {
+        let pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        pairs.map(|(k, v)| (k.trim(), v.trim())).find(|(k, _)| *k == key).map(|(_, v)| v)
+    };
+    let name = value("model name")?;
+    // A clock rate is no number of a model.
+    let model = name.split('@').next().unwrap_or_default();
+    if model.contains(|c: char| c.is_ascii_digit()) {
+        return Some(name.to_owned());
+    }
+    match (value("cpu family"), value("model")) {
+        (Some(family), Some(model)) => Some(format!("{name} (family {family} model {model})")),
+        _ => Some(name.to_owned()),
     }
 }
 
@@ -46,12 +76,40 @@ pub fn available_bytes() -> Option<u64> {
 
 /// A size that a file of the kernel's gives in KiB.
 fn kernel_bytes(file: &str, name: &str) -> Option<u64> {
+    kernel_number(file, name)?.checked_mul(1024)
+}
+
+fn kernel_number(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Starts a new peak; where the system does not allow it, peaks only grow.
 pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cpu_name;
+
+    #[test]
+    fn a_name_that_says_little_gets_a_number() {
+        let info = |name: &str| {
+            format!("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: {name}\n")
+        };
+        for (name, expected) in [
+            ("AMD EPYC", "AMD EPYC (family 25 model 1)"),
+            ("AMD EPYC 9654", "AMD EPYC 9654"),
+            (
+                "Intel(R) Xeon(R) Processor @ 2.20GHz",
+                "Intel(R) Xeon(R) Processor @ 2.20GHz (family 25 model 1)",
+            ),
+        ] {
+            assert_eq!(cpu_name(&info(name)).as_deref(), Some(expected));
+        }
+        assert_eq!(cpu_name("model name : x").as_deref(), Some("x"));
+        assert_eq!(cpu_name("Hardware : x"), None);
+    }
 }

@@ -179,7 +179,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
 
     let json_to_stdout = json || args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
     let console = Console::new(json_to_stdout);
-    let machine = Machine::read();
+    let machine = Machine::read(&chosen);
     for line in machine.lines() {
         console.say(line);
     }
