@@ -2,7 +2,7 @@
 
 use super::row::Row;
 
-/// One line a row that both have: faster, slower, or within the noise.
+/// One line a row: faster, slower, or within the noise where both have it, else who does.
 pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
     let mut lines = Vec::new();
     for row in new {
@@ -26,6 +26,8 @@ pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
             before.median_ms
         ));
     }
+    let gone = old.iter().filter(|o| new.iter().all(|n| n.key() != o.key()));
+    lines.extend(gone.map(|row| format!("gone     {}", row.key())));
     lines
 }
 
@@ -53,4 +55,54 @@ pub fn threads(rows: &[Row]) -> Vec<String> {
         ));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{compare, threads};
+    use crate::bench::row::Row;
+    use crate::bench::row::tests::row;
+
+    fn spread(lower: f64, median: f64, upper: f64) -> Row {
+        Row { lower_ms: lower, upper_ms: upper, ..row(median) }
+    }
+
+    #[test]
+    fn moved_is_what_middle_halves_do_not_share() {
+        let old = spread(9.0, 10.0, 11.0);
+        for (new, expected) in [
+            (
+                spread(7.0, 8.0, 8.9),
+                "faster   cpu portable b1 h8 n4096 d64 w128 causal, 2 threads, some machine: 8.000 ms, was 10.000 (0.80 times)",
+            ),
+            (spread(11.1, 12.0, 13.0), "slower "),
+            (spread(8.0, 8.5, 9.1), "same "),
+            (spread(10.9, 11.5, 12.0), "same "),
+        ] {
+            let lines = compare(std::slice::from_ref(&old), &[new]);
+            assert!(lines.len() == 1 && lines[0].starts_with(expected), "{expected}: {lines:?}");
+        }
+    }
+
+    #[test]
+    fn rows_of_one_run_alone() {
+        let lines = compare(&[row(1.0)], &[Row { threads: 1, ..row(1.0) }]);
+        let starts: Vec<_> = lines.iter().map(|l| &l[..8]).collect();
+        assert_eq!(starts, ["new     ", "gone    "]);
+        assert!(lines[0].contains("1 threads") && lines[1].contains("2 threads"), "{lines:?}");
+    }
+
+    /// 1.5 times as fast where a matrix product gains 2.
+    #[test]
+    fn what_threads_gain() {
+        let few = Row { threads: 1, floor_gflops: Some(50.0), ..row(3.0) };
+        let lines = threads(&[few.clone(), row(2.0)]);
+        assert!(lines.len() == 1, "{lines:?}");
+        assert!(
+            lines[0].ends_with("2 are 1.50 times as fast as 1, a matrix product 2.00: 0.75 of it"),
+            "{lines:?}"
+        );
+        // Small calls that one thread computed, though two were offered.
+        assert!(threads(&[few.clone(), few]).is_empty());
+    }
 }

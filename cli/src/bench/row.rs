@@ -173,3 +173,48 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, BadInput> {
     })
     .collect()
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::{Row, csv};
+    use crate::bench::shape::BenchShape;
+
+    /// A row whose runs all took this long.
+    pub fn row(ms: f64) -> Row {
+        Row {
+            backend: "cpu".to_owned(),
+            adapter: "some machine".to_owned(),
+            variant: "portable".to_owned(),
+            shape: BenchShape::causal(8, 4096, 128, 64),
+            threads: 2,
+            runs: 7,
+            median_ms: ms,
+            min_ms: ms,
+            p90_ms: ms,
+            lower_ms: ms,
+            upper_ms: ms,
+            gpu_median_ms: None,
+            attended_gflops: 1.0,
+            least_bytes: 1.0,
+            floor_share: 0.5,
+            floor_gflops: Some(100.0),
+            peak_rss_bytes: None,
+            ratio_lower_quartile: None,
+        }
+    }
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let mut row = row(1.0);
+        row.adapter = r#"a "fast", cheap one"#.to_owned();
+        let lines = csv(&[row]);
+        assert!(lines[0].starts_with("backend,adapter,variant,pass,"), "{}", lines[0]);
+        assert!(
+            lines[1].starts_with(r#"cpu,"a ""fast"", cheap one",portable,forward,"#),
+            "{}",
+            lines[1]
+        );
+        // None is an empty cell.
+        assert!(lines[1].ends_with(",,"), "{}", lines[1]);
+    }
+}
