@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::floor::Floor;
 use super::row::Row;
-use super::shape::BenchType;
+use super::shape::{BenchShape, Pass};
 
 type Chart = Result<String, Box<dyn Error>>;
 
@@ -21,7 +21,7 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(90, 98, 110),
 ];
 
-/// Rows of one engine and one kind of shape, by length.
+/// Rows of one engine.
 struct Series<'a> {
     name: String,
     rows: Vec<&'a Row>,
@@ -43,6 +43,34 @@ fn engine(row: &Row) -> String {
     let Row { backend, variant, threads, .. } = row;
     let name = format!("{backend} {variant}");
     format!("{}, {threads} thread{}", name.trim(), if *threads == 1 { "" } else { "s" })
+}
+
+/// An engine, and the pass where it is not the forward one: their times differ by design.
+fn engine_and_pass(row: &Row) -> String {
+    match row.shape.pass {
+        Pass::Forward => engine(row),
+        Pass::Backward => format!("{}, backward", engine(row)),
+        Pass::Both => format!("{}, forward+backward", engine(row)),
+    }
+}
+
+/// Rows of shapes that differ in length and window alone, by length: what a line may join.
+fn lines<'a>(rows: &[&'a Row]) -> Vec<Vec<&'a Row>> {
+    let alike = |a: &Row, b: &Row| {
+        let BenchShape { n, window_size, .. } = a.shape;
+        a.shape == BenchShape { n, window_size, ..b.shape.clone() }
+    };
+    let mut lines: Vec<Vec<&Row>> = Vec::new();
+    for row in rows {
+        match lines.iter_mut().find(|line| line.first().is_some_and(|first| alike(first, row))) {
+            Some(line) => line.push(row),
+            None => lines.push(vec![row]),
+        }
+    }
+    for line in &mut lines {
+        line.sort_by_key(|row| row.shape.n);
+    }
+    lines
 }
 
 /// The range of some positive numbers, widened by a factor.
@@ -111,25 +139,23 @@ fn points(
     Ok(())
 }
 
-/// Median time against the length, both logarithmic; one line an engine over the plain causal
-/// shapes, points for the others.
+/// Median time against the length, both logarithmic: points, and lines through those that differ in
+/// length and window alone.
 pub fn time_against_n(rows: &[Row]) -> Chart {
     let x = range(rows.iter().map(|r| r.shape.n as f64), 1.4);
-    let y = range(rows.iter().map(|r| r.median_ms), 1.8);
+    let mut y = range(rows.iter().map(|r| r.median_ms), 1.8);
+    // Room for the legend above the points.
+    y.end *= 6.0;
     let names = ["n, positions", "median, ms"];
     logarithmic(names, [x, y], SeriesLabelPosition::UpperLeft, |chart| {
-        for (series, colour) in series(rows, engine).iter().zip(COLOURS.into_iter().cycle()) {
+        for (series, colour) in
+            series(rows, engine_and_pass).iter().zip(COLOURS.into_iter().cycle())
+        {
             let at = |r: &Row| (r.shape.n as f64, r.median_ms);
-            // A line through shapes that differ in more than length and window says nothing.
-            let base = series.rows.first().map(|r| (r.shape.heads, r.shape.head_dim));
-            let plain = series.rows.iter().filter(|r| {
-                let s = &r.shape;
-                let plain = s.causal && s.rotary && !s.exact && !s.mask && !s.bias;
-                plain && s.dtype == BenchType::F32 && Some((s.heads, s.head_dim)) == base
-            });
-            let mut line: Vec<_> = plain.map(|r| at(r)).collect();
-            line.sort_by(|a, b| a.0.total_cmp(&b.0));
-            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+            for line in lines(&series.rows) {
+                let line = line.into_iter().map(at);
+                chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+            }
             points(chart, series, colour, at)?;
         }
         Ok(())
@@ -143,7 +169,9 @@ pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     let ridges = rates.iter().map(|(peak, copy)| peak / copy);
     let peaks = rates.iter().map(|(peak, _)| *peak);
     let x = range(rows.iter().map(intensity).chain(ridges), 2.0);
-    let y = range(rows.iter().map(|r| r.attended_gflops).chain(peaks), 1.6);
+    let mut y = range(rows.iter().map(|r| r.attended_gflops).chain(peaks), 1.6);
+    // Room for the legend below the points.
+    y.start /= 6.0;
     let names = ["FLOP for each byte that must move", "attended GFLOP/s"];
     logarithmic(names, [x.clone(), y], SeriesLabelPosition::LowerRight, |chart| {
         for (&(peak, copy), floor) in rates.iter().zip(floors) {
@@ -154,7 +182,9 @@ pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
                 .label(format!("{}; copying", floor.what))
                 .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
         }
-        for (series, colour) in series(rows, engine).iter().zip(COLOURS.into_iter().cycle()) {
+        for (series, colour) in
+            series(rows, engine_and_pass).iter().zip(COLOURS.into_iter().cycle())
+        {
             points(chart, series, colour, |r| (intensity(r), r.attended_gflops))?;
         }
         Ok(())
@@ -203,4 +233,33 @@ pub fn floor_share(rows: &[Row]) -> Chart {
         area.present()?;
     }
     Ok(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines;
+    use crate::bench::row::Row;
+    use crate::bench::row::tests::row;
+    use crate::bench::shape::{BenchShape, Pass};
+
+    /// A small problem and a window that looks ahead stand among rows of one line.
+    #[test]
+    fn lines_join_what_differs_in_length_and_window_alone() {
+        let base = BenchShape::causal(8, 4096, 128, 64);
+        let shapes = [
+            BenchShape::causal(4, 128, 16, 32),
+            BenchShape::causal(8, 16384, 256, 64),
+            BenchShape { causal: false, look_forward: 1, ..base.clone() },
+            BenchShape { pass: Pass::Both, ..base.clone() },
+            BenchShape { batch: 2, ..base.clone() },
+            BenchShape { look_backward: 2, ..base.clone() },
+            base,
+        ];
+        let rows: Vec<_> = shapes.map(|shape| Row { shape, ..row(1.0) }).into();
+        let lines = lines(&rows.iter().collect::<Vec<_>>());
+        let mut lengths: Vec<Vec<_>> =
+            lines.iter().map(|line| line.iter().map(|r| r.shape.n).collect()).collect();
+        lengths.sort();
+        assert_eq!(lengths, [&[128][..], &[4096], &[4096], &[4096], &[4096], &[4096, 16384]]);
+    }
 }
