@@ -77,6 +77,18 @@ pub fn is_standard_output(path: &Path) -> bool {
     }
 }
 
+/// Whether two paths mean one file, whether or not it is there yet.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(folder.join(path.file_name()?))
+        })
+    };
+    a == b || place(a).is_some_and(|it| place(b) == Some(it))
+}
+
 /// An error where [`write_whole`] could not even begin: asked before long work.
 pub fn check_writable(given: &Path) -> Result<(), BadInput> {
     let path = target(given)?;

@@ -28,7 +28,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::backend::{Backend, Chosen};
 use crate::console::Console;
 use crate::error::BadInput;
-use crate::output::{check_writable, write_whole};
+use crate::output::{check_writable, is_same_file, is_standard_output, write_whole};
 use floor::Floor;
 use machine::Machine;
 use peer::{Peer, PeerProcess};
@@ -85,6 +85,28 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         Ok(x) if (0.0..=3600.0).contains(&x) => Ok(x),
         _ => Err("it must be a number from 0 to 3600".to_owned()),
     }
+}
+
+/// The files that are asked for, each its own, and where standard output goes.
+fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
+    let dash = args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
+    let json_file = args.json.as_ref().filter(|_| !dash);
+    let json_is_output = json || dash || json_file.is_some_and(|p| is_standard_output(p));
+    let files: Vec<_> =
+        [json_file, args.csv.as_ref(), args.html.as_ref()].into_iter().flatten().collect();
+    for (i, path) in files.iter().enumerate() {
+        let of_json = json_file.is_some_and(|json| json == *path);
+        if files[..i].iter().any(|other| is_same_file(other, path))
+            || (json_is_output && !of_json && is_standard_output(path))
+        {
+            return Err(BadInput::file(path, "is asked for twice: each result needs its own file"));
+        }
+        check_writable(path)?;
+    }
+    let console = Console::new(json_is_output);
+    let mut others = [&args.csv, &args.html].into_iter().flatten();
+    // What is said must not land in what is written.
+    Ok(if others.any(|p| is_standard_output(p)) { console.beside_output() } else { console })
 }
 
 /// Largest share of a median that the middle half of its runs may span before it is called noisy.
@@ -150,14 +172,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     };
     let tunes = args.tile == Some(tile::TileChoice::Fastest);
     // Everything that can be refused is refused before the first measurement.
-    let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
-    let files: Vec<_> = files.filter(|p| p.as_os_str() != "-").collect();
-    for (i, path) in files.iter().enumerate() {
-        if files[..i].contains(path) {
-            return Err(BadInput::file(path, "is asked for twice: each result needs its own file"));
-        }
-        check_writable(path)?;
-    }
+    let console = check_files(args, json)?;
     shapes.iter().try_for_each(shape::BenchShape::check_memory)?;
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
     if args.threads.len() > 1 {
@@ -177,8 +192,6 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         })
         .collect::<Result<Vec<_>, BadInput>>()?;
 
-    let json_to_stdout = json || args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
-    let console = Console::new(json_to_stdout);
     let machine = Machine::read(&chosen);
     for line in machine.lines() {
         console.say(line);
@@ -190,10 +203,10 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     bar.set_message("measuring the machine");
     for setup in &mut setups {
         let floor = bar.suspend(|| setup.runner.floor())?;
-        console.say(floor.line());
+        bar.suspend(|| console.say(floor.line()));
         setup.floors.push(floor);
     }
-    console.say(Row::header());
+    bar.suspend(|| console.say(Row::header()));
     let mut rows: Vec<Row> = Vec::new();
     for shape in &shapes {
         for setup in &mut setups {
@@ -219,7 +232,9 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         }
     }
     let text = |lines: Vec<String>| lines.join("\n") + "\n";
-    if let Some(path) = args.json.as_deref().filter(|p| p.as_os_str() != "-") {
+    // Where they were printed as they came, they are there.
+    let json_file = args.json.as_deref().filter(|p| p.as_os_str() != "-" && !is_standard_output(p));
+    if let Some(path) = json_file {
         write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())?;
     }
     if let Some(path) = &args.csv {
