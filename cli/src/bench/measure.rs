@@ -14,6 +14,7 @@ use super::machine::{Machine, peak_rss_bytes, reset_peak};
 use super::peer::{Peer, PeerProcess};
 use super::shape::{BenchShape, BenchType, Pass};
 use super::tile;
+use super::times::Times;
 use super::training::{Trained, oracle_on_f16};
 use crate::backend::Chosen;
 use crate::error::BadInput;
@@ -181,29 +182,6 @@ fn room<T>(dims: &[usize]) -> Result<Vec<T>, BadInput> {
         Some(n) if data.try_reserve_exact(n).is_ok() => Ok(data),
         _ => Err(BadInput::Usage(format!("a tensor of shape {dims:?} does not fit into memory"))),
     }
-}
-
-/// Times of one engine on one shape.
-pub struct Times {
-    /// In seconds, in the order they were measured.
-    pub seconds: Vec<f64>,
-    /// On a GPU, by its own timestamps.
-    pub gpu_seconds: Vec<f64>,
-    pub peak_rss_bytes: Option<u64>,
-}
-
-impl Times {
-    /// The value below which this share of the runs lies.
-    pub fn quantile(&self, share: f64) -> f64 {
-        quantile(&self.seconds, share)
-    }
-}
-
-pub fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let last = sorted.len().saturating_sub(1);
-    sorted.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
 /// Ours, and each peer's or why it could not run.

@@ -14,6 +14,7 @@ mod shape;
 mod shape_args;
 mod suite;
 mod tile;
+mod times;
 mod training;
 
 pub use gpu::Resident;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::NOISY;
 use super::floor::Floor;
 use super::machine::Machine;
-use super::measure::{Measured, Runner, Times, quantile};
+use super::measure::{Measured, Runner};
 use super::shape::BenchShape;
+use super::times::{Times, quantile};
 use crate::error::BadInput;
 
 /// One engine on one shape.
