@@ -1,8 +1,10 @@
 """Serves one peer to `local-attention bench --peer`: a JSON object a line in, one out.
 
-{"prepare": shape} -> {"ready": true}; {"run": 1} -> {"seconds": .., "peak_rss_bytes": ..}
+First it says {"torch": version}. {"prepare": shape} -> {"rotary": whether this peer rotates};
+{"run": 1} -> {"seconds": .., "peak_rss_bytes": ..}. {"error": why} for whatever cannot be run.
 """
 
+import gc
 import json
 import resource
 import sys
@@ -26,7 +28,7 @@ def reference(shape, torch):
         extra["mask"] = torch.arange(shape["n"]).remainder(8).ne(3).expand(shape["batch"], -1)
     if shape["bias"]:
         slots = (shape["look_backward"] + 1 + shape["look_forward"]) * shape["window_size"]
-        bias = torch.randn(shape["heads"], shape["window_size"], slots)
+        bias = torch.randn(shape["heads"], shape["window_size"], slots, dtype=q.dtype)
         extra["attn_bias"] = bias.requires_grad_(shape["pass"] != "forward")
     leaves = [q, k, v] + [extra[name] for name in extra if name == "attn_bias"]
     return lambda: module(q, k, v, **extra), leaves
@@ -102,6 +104,7 @@ def sdpa(shape, torch):
     """Full attention over all keys."""
     if shape["n"] > 16384:
         raise ValueError("full attention is run to n = 16384 only")
+    without("torch-sdpa", shape, "bias", "mask", "exact")
     q, k, v = tensors(shape, torch)
     attend = torch.nn.functional.scaled_dot_product_attention
     return lambda: attend(q, k, v, is_causal=shape["causal"]), [q, k, v]
@@ -137,6 +140,25 @@ def timed(shape, torch, call, inputs):
     return time.perf_counter() - start
 
 
+def reset_peak():
+    """Starts a new peak of resident memory; where the system does not allow it, peaks only grow."""
+    gc.collect()
+    try:
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")
+    except OSError:
+        pass
+
+
+def peak_rss_bytes():
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
 def main():
     name, threads = sys.argv[1], int(sys.argv[2])
     try:
@@ -149,24 +171,25 @@ def main():
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     make = {"torch-reference": reference, "torch-flex": flex, "torch-sdpa": sdpa}[name]
-    answer({"ready": True, "torch": torch.__version__})
-    run = None
+    answer({"torch": torch.__version__})
+    call = inputs = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if "prepare" in request:
                 shape = request["prepare"]
+                # The tensors of the shape before go first.
+                call = inputs = None
+                reset_peak()
                 call, inputs = make(shape, torch)
-                run = lambda: timed(shape, torch, call, inputs)  # noqa: E731
-                run()
-                run()
-                answer({"ready": True})
+                timed(shape, torch, call, inputs)
+                timed(shape, torch, call, inputs)
+                answer({"rotary": shape["rotary"] and name == "torch-reference"})
             else:
                 # As with ours: the first run of a turn is not timed.
-                run()
-                seconds = run()
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                answer({"seconds": seconds, "peak_rss_bytes": peak})
+                timed(shape, torch, call, inputs)
+                seconds = timed(shape, torch, call, inputs)
+                answer({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()})
         except Exception as e:  # Whatever a shape provokes is told, not hidden.
             answer({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
 

@@ -10,7 +10,7 @@ use local_attention::{
 use serde_json::json;
 
 use crate::backend::{Backend, Chosen};
-use crate::bench::{Pass, Resident, Tensors};
+use crate::bench::{Pass, Resident, Tensors, quantile};
 use crate::case::{Case, Dtype};
 use crate::check::{TOLERANCE, largest_error, magnitude};
 use crate::console::Console;
@@ -72,8 +72,8 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
         bar.set_message(n.to_string());
         let (median, gflops) = time(&chosen, n, window)?;
         bar.suspend(|| {
-            let ms = median.as_secs_f64() * 1e3;
-            let tokens = n as f64 / median.as_secs_f64();
+            let ms = median * 1e3;
+            let tokens = n as f64 / median;
             console.result(
                 &json!({
                     "n": n, "window_size": window, "heads": HEADS, "head_dim": HEAD_DIM,
@@ -90,9 +90,9 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
     Ok(passed)
 }
 
-/// Median time of a forward pass of the engine, of tensors on the device where it has one, and the rate on the pairs
+/// Median time of a forward pass of the engine in seconds, of tensors on the device where it has one, and the rate on the pairs
 /// that attend.
-fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(Duration, f64), BadInput> {
+fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(f64, f64), BadInput> {
     let config = LocalAttentionConfig::new(window as i64).causal(true).dim(HEAD_DIM as i64);
     let attention = LocalAttention::new(config)?;
     let shape = AttentionShape::new([1, HEADS], n, HEAD_DIM);
@@ -112,17 +112,18 @@ fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(Duration, f64), Bad
         HostTensor::new(data(1 << 30), dims)?,
         HostTensor::new(data(3 << 29), dims)?,
     );
-    let mut run: Box<dyn FnMut() -> Result<(), BadInput>> = match chosen {
+    let mut run: Box<dyn FnMut() -> Result<f64, BadInput>> = match chosen {
         Chosen::Gpu(gpu) => {
             let mut resident =
                 Resident::new(gpu, &problem, &Tensors::F32(inputs, Vec::new()), Pass::Forward)?;
-            Box::new(move || resident.run().map(drop))
+            Box::new(move || resident.run().map(|ran| ran.seconds))
         }
         _ => {
             let (engine, problem) = (Cpu::new(), &problem);
             Box::new(move || {
+                let start = Instant::now();
                 std::hint::black_box(engine.forward(problem, &inputs, &Call::default())?);
-                Ok(())
+                Ok(start.elapsed().as_secs_f64())
             })
         }
     };
@@ -130,12 +131,9 @@ fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(Duration, f64), Bad
     let start = Instant::now();
     run()?;
     while times.len() < 3 || (start.elapsed() < Duration::from_millis(700) && times.len() < 200) {
-        let before = Instant::now();
-        run()?;
-        times.push(before.elapsed());
+        times.push(run()?);
     }
-    times.sort();
-    let median = times[times.len() / 2];
+    let median = quantile(&times, 0.5);
     let flops = problem.geometry().visible_pairs() as f64 * (HEADS * 4 * HEAD_DIM) as f64;
-    Ok((median, flops / median.as_secs_f64() / 1e9))
+    Ok((median, flops / median / 1e9))
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::measure::pool;
 use crate::error::BadInput;
 
 /// Rates of the machine.
@@ -25,7 +24,10 @@ const COPY_ELEMS: usize = 32 << 20;
 
 impl Floor {
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
-        let pool = pool(threads)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| BadInput::Usage(format!("--threads {threads}: {e}")))?;
         let what =
             format!("gemm {SIZE}^3, {threads} thread{}", if threads == 1 { "" } else { "s" });
         Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), what }))

@@ -1,5 +1,7 @@
 //! Timing the GPU engine on tensors that stay on the device.
 
+use std::time::Instant;
+
 use half::f16;
 use local_attention::gpu::{
     BackwardTensors, Bound, Dtype, ForwardTensors, Gpu, Layouts, Storage, TensorView, Workspace,
@@ -7,9 +9,15 @@ use local_attention::gpu::{
 };
 use local_attention::{Call, HostInputs, HostTensor, Problem};
 
-use super::measure::Tensors;
+use super::inputs::Tensors;
 use super::shape::Pass;
 use crate::error::BadInput;
+
+/// Seconds that a run took: for who called, and by the clock of a GPU that tells.
+pub struct Ran {
+    pub seconds: f64,
+    pub gpu_seconds: Option<f64>,
+}
 
 /// A call with its tensors on the device.
 pub struct Resident {
@@ -113,8 +121,9 @@ impl Resident {
         Ok(resident)
     }
 
-    /// One call, waited for; the seconds it took on the device, where the device tells.
-    pub fn run(&mut self) -> Result<Option<f64>, BadInput> {
+    /// One call, recorded, submitted and waited for. Reading timestamps is no part of it.
+    pub fn run(&mut self) -> Result<Ran, BadInput> {
+        let start = Instant::now();
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
         self.workspace.recall();
         let device = self.gpu.device();
@@ -130,12 +139,12 @@ impl Resident {
                     .map_err(|e| fail(&e))?;
             }
         }
-        if let Some(timer) = &self.timer {
-            timer.resolve(&mut encoder);
-        }
         self.gpu.queue().submit([encoder.finish()]);
         wait(&self.gpu)?;
-        self.timer.as_ref().map(|timer| timer.seconds(&self.gpu)).transpose()
+        let seconds = start.elapsed().as_secs_f64();
+        let timer = self.timer.as_ref();
+        let gpu_seconds = timer.map(|timer| timer.seconds(&self.gpu)).transpose()?;
+        Ok(Ran { seconds, gpu_seconds })
     }
 }
 
@@ -214,13 +223,14 @@ impl Timer {
         }
     }
 
-    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
-        encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
-        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.back, 0, Some(16));
-    }
-
+    /// Between the timestamps of the last pass.
     fn seconds(&self, gpu: &Gpu) -> Result<f64, BadInput> {
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("timestamps: {e}"));
+        let descriptor = wgpu::CommandEncoderDescriptor::default();
+        let mut encoder = gpu.device().create_command_encoder(&descriptor);
+        encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.back, 0, Some(16));
+        gpu.queue().submit([encoder.finish()]);
         // What went wrong shows when the range is read.
         self.back.map_async(wgpu::MapMode::Read, .., |_| ());
         wait(gpu)?;

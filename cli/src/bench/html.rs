@@ -1,6 +1,7 @@
 //! A self-contained page: the machine, the plots, the table.
 
 use super::chart;
+use super::columns::columns;
 use super::floor::Floor;
 use super::machine::Machine;
 use super::row::Row;
@@ -19,7 +20,7 @@ figure svg { width: 100%; height: auto; border: 1px solid var(--line); border-ra
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
+.words { text-align: left; }
 ";
 
 pub fn page(rows: &[Row], floors: &[Floor], machine: &Machine) -> Result<String, BadInput> {
@@ -36,6 +37,12 @@ pub fn page(rows: &[Row], floors: &[Floor], machine: &Machine) -> Result<String,
         .chain(floors.iter().map(|f| f.line()))
         .map(|l| format!("{}<br>", escape(&l)))
         .collect();
+    let gpu = rows.iter().any(|r| r.gpu_median_ms.is_some());
+    let names: String = columns(gpu).map(|c| cell("th", c.words, c.name)).collect();
+    let table_row = |row: &Row| {
+        let cells: String = columns(gpu).map(|c| cell("td", c.words, &(c.cell)(row))).collect();
+        format!("<tr>{cells}</tr>\n")
+    };
     let body: String = rows.iter().map(table_row).collect();
     Ok(format!(
         "<!doctype html>
@@ -49,34 +56,23 @@ pub fn page(rows: &[Row], floors: &[Floor], machine: &Machine) -> Result<String,
 <figure><figcaption>Roofline: rate on attended pairs against what memory and arithmetic allow</figcaption>{roof}</figure>
 </div>
 <h2>Share of the floor</h2>
-<p>The floor is the longer of two times: attended FLOP at the rate of a matrix product, and each input
-and output once at the rate of copying; both measured in the same run on the same threads.</p>
+<p>The floor is the longer of two times: attended FLOP at the rate of a matrix product, on a GPU at that of
+fused multiply-adds, and each input and output once at the rate of copying; both measured in the same run
+on the same threads or adapter.</p>
 <figure>{share}</figure>
 <h2>All figures</h2>
-<div class=\"scroll\"><table><thead><tr><th>engine<th>variant<th>shape<th>threads<th>median ms<th>min ms<th>p90 ms
-<th>GFLOP/s<th>floor<th>peak MiB<th>runs<th>peer by ours</tr></thead><tbody>
+<p>Peer by ours: the lower quartile of the ratios of runs in turn. Noisy: the middle half of the runs spans
+more than a fifth of their median.</p>
+<div class=\"scroll\"><table><thead><tr>{names}</tr></thead><tbody>
 {body}</tbody></table></div>
 </body></html>
 "
     ))
 }
 
-fn table_row(row: &Row) -> String {
-    format!(
-        "<tr><td>{}<td>{}<td>{}<td>{}<td>{:.3}<td>{:.3}<td>{:.3}<td>{:.1}<td>{:.0} %<td>{}<td>{}<td>{}</tr>\n",
-        escape(&row.backend),
-        escape(&row.variant),
-        escape(&row.shape.to_string()),
-        row.threads,
-        row.median_ms,
-        row.min_ms,
-        row.p90_ms,
-        row.attended_gflops,
-        row.floor_share * 100.0,
-        row.peak_rss_bytes.map_or("-".to_owned(), |b| (b >> 20).to_string()),
-        row.runs,
-        row.ratio_lower_quartile.map_or(String::new(), |r| format!("{r:.2}")),
-    )
+fn cell(tag: &str, words: bool, text: &str) -> String {
+    let class = if words { " class=\"words\"" } else { "" };
+    format!("<{tag}{class}>{}", escape(text))
 }
 
 fn escape(text: &str) -> String {

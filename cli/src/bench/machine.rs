@@ -74,6 +74,11 @@ pub fn available_bytes() -> Option<u64> {
     kernel_bytes("/proc/meminfo", "MemAvailable:")
 }
 
+/// How often this thread has waited for another, or for a device; Linux tells.
+pub fn waits() -> Option<u64> {
+    kernel_number("/proc/thread-self/status", "voluntary_ctxt_switches:")
+}
+
 /// A size that a file of the kernel's gives in KiB.
 fn kernel_bytes(file: &str, name: &str) -> Option<u64> {
     kernel_number(file, name)?.checked_mul(1024)

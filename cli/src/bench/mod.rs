@@ -1,15 +1,20 @@
 //! `bench`: the headless benchmark runner.
 
 mod chart;
+mod columns;
 mod compare;
 mod floor;
 mod gpu;
 mod gpu_floor;
 mod html;
+mod inputs;
 mod machine;
 mod measure;
 mod peer;
+mod results;
 mod row;
+mod runner;
+mod setup;
 mod shape;
 mod shape_args;
 mod suite;
@@ -18,22 +23,23 @@ mod times;
 mod training;
 
 pub use gpu::Resident;
-pub use measure::Tensors;
+pub use inputs::Tensors;
 pub use shape::Pass;
+pub use times::quantile;
 
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{Backend, Chosen};
+use crate::backend::Backend;
 use crate::console::Console;
 use crate::error::BadInput;
-use crate::output::{check_writable, is_same_file, is_standard_output, write_whole};
+use crate::output::{check_writable, is_same_file, is_standard_output};
 use floor::Floor;
 use machine::Machine;
-use peer::{Peer, PeerProcess};
-use row::Row;
+use peer::Peer;
+use results::{measure_all, write_files};
+use setup::Setup;
 use suite::Suite;
 
 #[derive(Debug, Args)]
@@ -52,16 +58,17 @@ pub struct BenchArgs {
     /// Tile of the GPU kernels, or fastest: measured once, and kept in the user's cache directory [default: by rules].
     #[arg(long, value_parser = tile::parse_tile, value_name = "NAME")]
     tile: Option<tile::TileChoice>,
-    /// Threads of the CPU engine; several numbers compare them [default: all].
+    /// Threads of the CPU engine and of peers; several numbers compare them [default: all].
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     threads: Vec<usize>,
     /// Instruction set of the CPU engine [default: the best].
-    #[arg(long, value_parser = measure::parse_isa)]
+    #[arg(long, value_parser = runner::parse_isa)]
     isa: Option<local_attention::cpu::Isa>,
-    /// Seconds to spend on a shape, at least 7 runs whatever it says.
+    /// Seconds to spend on a shape, in 7 runs at least and 400 at most, whatever it says.
     #[arg(long, default_value_t = 1.5, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: f64,
-    /// Also time a PyTorch peer on the same shapes, in turn with ours.
+    /// Also time a PyTorch peer on the same shapes, in turn with ours: peer by ours is the lower quartile
+    /// of their ratios.
     #[arg(long, value_enum)]
     peer: Vec<Peer>,
     /// Python that has the peers' packages (benches/peers/requirements.txt).
@@ -110,56 +117,7 @@ fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
     Ok(if others.any(|p| is_standard_output(p)) { console.beside_output() } else { console })
 }
 
-/// Largest share of a median that the middle half of its runs may span before it is called noisy.
-const NOISY: f64 = 0.2;
-
-/// Several numbers of threads are of the CPU engine, differ, and have no peers: those keep their threads
-/// and memory between their turns.
-fn check_counts(threads: &[usize], chosen: &Chosen, peers: bool) -> Result<(), BadInput> {
-    let text = threads.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-    let refuse = |why: &str| Err(BadInput::Usage(format!("--threads {text}: {why}")));
-    if !matches!(chosen, Chosen::Cpu) {
-        return refuse("only the CPU engine has threads: add --backend cpu, or give one number");
-    }
-    if threads.iter().enumerate().any(|(i, n)| threads[..i].contains(n)) {
-        return refuse("each number must be there once");
-    }
-    if peers {
-        return refuse("with --peer one number is allowed");
-    }
-    Ok(())
-}
-
-/// An engine with its threads, and the peers that run on as many.
-struct Setup {
-    runner: measure::Runner,
-    peers: Vec<PeerProcess>,
-    /// What the machine could do, before the first shape and after each.
-    floors: Vec<Floor>,
-}
-
-impl Setup {
-    /// The rows of a shape. Their floor is the better of before and after: what a shared machine can
-    /// do changes.
-    fn measure(
-        &mut self,
-        shape: &shape::BenchShape,
-        seconds: f64,
-        machine: &Machine,
-    ) -> Result<Vec<Row>, BadInput> {
-        let measured = measure::measure(&self.runner, shape, &mut self.peers, seconds)?;
-        let after = self.runner.floor()?;
-        let best = self.floors.last().map_or_else(|| after.clone(), |before| before.best(&after));
-        self.floors.push(after);
-        Ok(row::rows(&self.runner, shape, &measured, &best, machine))
-    }
-
-    /// What the machine could do at best in this run.
-    fn best(&self) -> Option<Floor> {
-        self.floors.iter().cloned().reduce(|a, b| a.best(&b))
-    }
-}
-
+/// Whether every shape could be measured.
 pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let shapes = match (args.suite, args.shape.shape()?) {
         (None, Some(shape)) => vec![shape],
@@ -171,78 +129,34 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         None => chosen,
         Some(choice) => choice.of(chosen)?,
     };
-    let tunes = args.tile == Some(tile::TileChoice::Fastest);
     // Everything that can be refused is refused before the first measurement.
     let console = check_files(args, json)?;
-    shapes.iter().try_for_each(shape::BenchShape::check_memory)?;
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
-    if args.threads.len() > 1 {
-        check_counts(&args.threads, &chosen, !args.peer.is_empty())?;
+    for shape in &shapes {
+        runner::check_type(&chosen, shape)?;
+        shape.check_memory()?;
     }
-    let counts = match args.threads.len() {
-        0 => vec![None],
-        _ => args.threads.iter().copied().map(Some).collect(),
-    };
-    let mut setups = counts
-        .into_iter()
-        .map(|threads| {
-            let runner = measure::Runner::new((chosen.clone(), tunes), threads, args.isa)?;
-            let start = |&peer| PeerProcess::start(peer, &args.python, runner.threads());
-            let peers = args.peer.iter().map(start).collect::<Result<_, _>>()?;
-            Ok(Setup { runner, peers, floors: Vec::new() })
-        })
-        .collect::<Result<Vec<_>, BadInput>>()?;
+    let mut setups = Setup::all(args, &chosen)?;
 
     let machine = Machine::read(&chosen);
     for line in machine.lines() {
         console.say(line);
     }
-    let bar = ProgressBar::new((shapes.len() * setups.len()) as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
-        bar.set_style(style);
-    }
-    bar.set_message("measuring the machine");
-    for setup in &mut setups {
-        let floor = bar.suspend(|| setup.runner.floor())?;
-        bar.suspend(|| console.say(floor.line()));
-        setup.floors.push(floor);
-    }
-    bar.suspend(|| console.say(Row::header()));
-    let mut rows: Vec<Row> = Vec::new();
-    for shape in &shapes {
-        for setup in &mut setups {
-            bar.set_message(shape.to_string());
-            for row in setup.measure(shape, args.seconds, &machine)? {
-                bar.suspend(|| console.result(&row.json(), row.line()));
-                rows.push(row);
-            }
-            bar.inc(1);
-        }
-    }
-    bar.finish_and_clear();
-    let floors: Vec<Floor> = setups.iter().filter_map(Setup::best).collect();
+    let results = measure_all(&shapes, &mut setups, args.seconds, &machine, console)?;
+    let floors: Vec<Floor> = setups.iter().flat_map(Setup::best).collect();
     for best in &floors {
         console.say(format!("best {}", best.line()));
     }
-    for line in compare::threads(&rows) {
+    for line in compare::threads(&results.rows) {
         console.note(line);
     }
     if let Some(old) = old {
-        for line in compare::compare(&old, &rows) {
+        for line in compare::compare(&old, &results.rows) {
             console.note(line);
         }
     }
-    let text = |lines: Vec<String>| lines.join("\n") + "\n";
-    // Where they were printed as they came, they are there.
-    let json_file = args.json.as_deref().filter(|p| p.as_os_str() != "-" && !is_standard_output(p));
-    if let Some(path) = json_file {
-        write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())?;
+    if !results.rows.is_empty() {
+        write_files(args, &results.rows, &floors, &machine)?;
     }
-    if let Some(path) = &args.csv {
-        write_whole(path, text(row::csv(&rows)).as_bytes())?;
-    }
-    if let Some(path) = &args.html {
-        write_whole(path, html::page(&rows, &floors, &machine)?.as_bytes())?;
-    }
-    Ok(true)
+    Ok(results.failed == 0)
 }

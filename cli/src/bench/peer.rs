@@ -40,10 +40,19 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/peers/peer
 /// A running peer.
 pub struct PeerProcess {
     pub peer: Peer,
+    /// Of PyTorch.
+    pub version: String,
+    pub threads: usize,
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
     peak: Option<u64>,
+}
+
+/// What a peer says of a shape that it can run.
+pub struct Ready {
+    /// Whether it rotates.
+    pub rotary: bool,
 }
 
 impl PeerProcess {
@@ -62,17 +71,26 @@ impl PeerProcess {
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(fail("its pipes could not be opened".to_owned()));
         };
-        let mut process = Self { peer, child, to, from: BufReader::new(from), peak: None };
+        let from = BufReader::new(from);
+        let mut process =
+            Self { peer, version: String::new(), threads, child, to, from, peak: None };
         // The first line says whether its packages are there.
-        process.answer().map_err(|why| {
+        let version = process.answer().and_then(|answer| {
+            let version = answer["torch"].as_str().map(str::to_owned);
+            version.ok_or_else(|| format!("it answered {answer}"))
+        });
+        process.version = version.map_err(|why| {
             fail(format!("{why} (pip install -r benches/peers/requirements.txt, --python PATH)"))
         })?;
         Ok(process)
     }
 
     /// Makes tensors and compiles; an error says why this shape cannot be run.
-    pub fn prepare(&mut self, shape: &BenchShape) -> Result<(), String> {
-        self.ask(&json!({ "prepare": shape })).map(|_| ())
+    pub fn prepare(&mut self, shape: &BenchShape) -> Result<Ready, String> {
+        self.peak = None;
+        let answer = self.ask(&json!({ "prepare": shape }))?;
+        let rotary = answer["rotary"].as_bool();
+        rotary.map(|rotary| Ready { rotary }).ok_or_else(|| format!("it answered {answer}"))
     }
 
     /// One run, in seconds.

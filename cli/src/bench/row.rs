@@ -1,13 +1,14 @@
-//! One line of results, as text, JSON and CSV. Other programs read the names.
+//! One line of results, as JSON and CSV. Other programs read the names.
 
 use std::path::Path;
 
+use local_attention::Problem;
 use serde::{Deserialize, Serialize};
 
-use super::NOISY;
 use super::floor::Floor;
 use super::machine::Machine;
-use super::measure::{Measured, Runner};
+use super::measure::Measured;
+use super::runner::Runner;
 use super::shape::BenchShape;
 use super::times::{Times, quantile};
 use crate::error::BadInput;
@@ -42,93 +43,99 @@ pub struct Row {
     pub ratio_lower_quartile: Option<f64>,
 }
 
-/// The rows of a shape: ours, then the peers that could run.
+/// What a row is of.
+struct What<'a> {
+    backend: &'a str,
+    adapter: &'a str,
+    variant: &'a str,
+    shape: BenchShape,
+    threads: usize,
+    floor: &'a Floor,
+    times: &'a Times,
+}
+
+/// Rates that ours and peers are held against.
+pub struct Floors {
+    pub ours: Floor,
+    pub peers: Floor,
+}
+
+/// The rows of a shape: ours, then the peers that could run; and why others could not.
 pub fn rows(
     runner: &Runner,
     shape: &BenchShape,
     measured: &Measured,
-    floor: &Floor,
+    floors: &Floors,
     machine: &Machine,
-) -> Vec<Row> {
-    let Ok(problem) = shape.problem() else { return Vec::new() };
-    let (flops, bytes) = (shape.flops(&problem), shape.least_bytes());
-    let row = |backend: &str, adapter: &str, variant: &str, times: &Times, ratio| Row {
-        backend: backend.to_owned(),
-        adapter: adapter.to_owned(),
-        variant: variant.to_owned(),
-        shape: shape.clone(),
-        threads: runner.threads(),
-        runs: times.seconds.len(),
-        median_ms: times.quantile(0.5) * 1e3,
-        min_ms: times.quantile(0.0) * 1e3,
-        p90_ms: times.quantile(0.9) * 1e3,
-        lower_ms: times.quantile(0.25) * 1e3,
-        upper_ms: times.quantile(0.75) * 1e3,
-        gpu_median_ms: (!times.gpu_seconds.is_empty())
-            .then(|| quantile(&times.gpu_seconds, 0.5) * 1e3),
-        attended_gflops: flops / times.quantile(0.5) / 1e9,
-        least_bytes: bytes,
-        floor_share: floor.seconds(flops, bytes) / times.quantile(0.5),
-        floor_gflops: Some(floor.gemm_flops / 1e9),
-        peak_rss_bytes: times.peak_rss_bytes,
-        ratio_lower_quartile: ratio,
-    };
-    let mut rows = vec![row(
-        runner.chosen.name(),
-        &runner.adapter(machine),
-        &measured.variant,
-        &measured.ours,
+) -> Result<(Vec<Row>, Vec<String>), BadInput> {
+    let problem = shape.problem()?;
+    let mut rows = vec![Row::new(
+        What {
+            backend: runner.chosen.name(),
+            adapter: &runner.adapter(machine),
+            variant: &measured.variant,
+            shape: shape.clone(),
+            threads: measured.threads,
+            floor: &floors.ours,
+            times: &measured.ours,
+        },
+        &problem,
         None,
     )];
-    for (peer, times) in &measured.peers {
-        match times {
-            Ok(times) => {
-                let pairs = times.seconds.iter().zip(&measured.ours.seconds);
-                let ratios: Vec<f64> = pairs.map(|(theirs, ours)| theirs / ours).collect();
-                let ratio = Some(quantile(&ratios, 0.25));
-                rows.push(row(peer.name(), &machine.cpu, "", times, ratio));
+    let mut failed = Vec::new();
+    for (peer, ran) in &measured.peers {
+        let ran = match ran {
+            Ok(ran) => ran,
+            Err(why) => {
+                failed.push(format!("{} on {shape}: {why}", peer.name()));
+                continue;
             }
-            Err(why) => crate::console::complain(&format!("{} on {shape}: {why}", peer.name())),
-        }
+        };
+        let pairs = ran.times.seconds.iter().zip(&measured.ours.seconds);
+        let ratios: Vec<f64> = pairs.map(|(theirs, ours)| theirs / ours).collect();
+        rows.push(Row::new(
+            What {
+                backend: peer.name(),
+                adapter: &machine.cpu,
+                variant: &ran.version,
+                shape: BenchShape { rotary: ran.rotary, ..shape.clone() },
+                threads: ran.threads,
+                floor: &floors.peers,
+                times: &ran.times,
+            },
+            &problem,
+            Some(quantile(&ratios, 0.25)),
+        ));
     }
-    rows
+    Ok((rows, failed))
 }
 
 impl Row {
-    pub fn header() -> String {
-        format!(
-            "{:<16} {:<9} {:<34} {:>3} {:>10} {:>10} {:>10} {:>8} {:>6} {:>8}  {}",
-            "backend",
-            "variant",
-            "shape",
-            "thr",
-            "median ms",
-            "min ms",
-            "p90 ms",
-            "GFLOP/s",
-            "floor",
-            "peak MiB",
-            "peer by ours (lower quartile)"
-        )
-    }
-
-    pub fn line(&self) -> String {
-        let peak = self.peak_rss_bytes.map_or("-".to_owned(), |b| (b >> 20).to_string());
-        let noisy = self.upper_ms - self.lower_ms > NOISY * self.median_ms;
-        format!(
-            "{:<16} {:<9} {:<34} {:>3} {:>10.3} {:>10.3} {:>10.3} {:>8.1} {:>5.0}% {peak:>8}  {}{}",
-            self.backend,
-            self.variant,
-            self.shape.to_string(),
-            self.threads,
-            self.median_ms,
-            self.min_ms,
-            self.p90_ms,
-            self.attended_gflops,
-            self.floor_share * 100.0,
-            self.ratio_lower_quartile.map_or(String::new(), |r| format!("{r:.2}")),
-            if noisy { " (noisy)" } else { "" },
-        )
+    fn new(what: What<'_>, problem: &Problem, ratio_lower_quartile: Option<f64>) -> Self {
+        let What { backend, adapter, variant, shape, threads, floor, times } = what;
+        let (flops, bytes) = (shape.flops(problem), shape.least_bytes());
+        let ms = |share: f64| times.quantile(share) * 1e3;
+        let gpu = (!times.gpu_seconds.is_empty()).then(|| quantile(&times.gpu_seconds, 0.5) * 1e3);
+        Self {
+            backend: backend.to_owned(),
+            adapter: adapter.to_owned(),
+            variant: variant.to_owned(),
+            shape,
+            threads,
+            runs: times.seconds.len(),
+            median_ms: ms(0.5),
+            min_ms: ms(0.0),
+            p90_ms: ms(0.9),
+            lower_ms: ms(0.25),
+            upper_ms: ms(0.75),
+            gpu_median_ms: gpu,
+            attended_gflops: flops / times.quantile(0.5) / 1e9,
+            least_bytes: bytes,
+            floor_share: floor.seconds(flops, bytes) / times.quantile(0.5),
+            floor_gflops: Some(floor.gemm_flops / 1e9),
+            peak_rss_bytes: times.peak_rss_bytes,
+            ratio_lower_quartile,
+        }
     }
 
     pub fn json(&self) -> serde_json::Value {

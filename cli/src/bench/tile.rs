@@ -3,7 +3,7 @@
 use local_attention::Problem;
 use local_attention::gpu::{Gpu, Layouts, Storage, Tile, TuningCache};
 
-use super::measure::Tensors;
+use super::inputs::Tensors;
 use crate::backend::Chosen;
 use crate::error::BadInput;
 

@@ -6,7 +6,8 @@ use local_attention::{
     BackwardInputs, Call, Element, Engine, Forward, HostInputs, HostTensor, Problem, Reference,
 };
 
-use super::measure::{Runner, Tensors, result};
+use super::inputs::{Tensors, result};
+use super::runner::Runner;
 use super::shape::Pass;
 use crate::backend::Chosen;
 use crate::error::BadInput;
@@ -142,7 +143,7 @@ impl Runner {
 }
 
 pub fn oracle_on_f16() -> BadInput {
-    BadInput::Usage("--dtype f16: the oracle is timed on f32".to_owned())
+    BadInput::Usage("the oracle is timed on f32 alone".to_owned())
 }
 
 fn oracle_step<T: Element, E: Engine<T>>(
