@@ -87,27 +87,61 @@ fn one_shape_into_every_file() {
     );
     let page = std::fs::read_to_string(&html).unwrap();
     assert_eq!(page.matches("<svg").count(), 3);
-    assert!(
-        !page.contains("http://")
-            || page.matches("http://").count()
-                == page.matches("http://www.w3.org/2000/svg").count()
-    );
+    // It loads nothing: the one address is the name of SVG.
+    let own = page.replace("http://www.w3.org/2000/svg", "");
+    for part in ["//", "src=", "href=", "url(", "@import", "<script", "<link"] {
+        assert!(!own.contains(part), "{part}");
+    }
+    assert!(own.contains("floor") && own.contains("portable") && !own.contains("gpu ms"));
 
-    // Against itself, with the file as the earlier run.
-    let out = run(&[&args[..13], &["--json", "-", "--compare", &json]].concat());
+    // Against an earlier run that took a thousand times as long, or as short, and held another row.
+    for (factor, word) in [(1e3, "faster"), (1e-3, "slower")] {
+        let mut old = row.clone();
+        for name in ["median_ms", "lower_ms", "upper_ms"] {
+            old[name] = (ms(name) * factor).into();
+        }
+        let mut other = old.clone();
+        other["n"] = 512.into();
+        let old = folder.text("old.json", &format!("{old}\n{other}\n"));
+        let out = run(&[&args[..13], &["--json", "-", "--compare", &old]].concat());
+        assert_eq!(out.status, 0, "{}", out.stderr);
+        assert_eq!(out.stdout.lines().count(), 1);
+        let lines: Vec<_> = out.stderr.lines().collect();
+        assert!(lines.len() == 2 && lines[0].starts_with(word), "{}", out.stderr);
+        assert!(lines[1].starts_with("gone ") && lines[1].contains(" n512 "), "{}", out.stderr);
+    }
+}
+
+/// Standard output holds rows alone, whatever name it is given.
+#[cfg(unix)]
+#[test]
+fn standard_output_is_a_file() {
+    let args = ["bench", "--n", "128", "--heads", "1", "--seconds", "0"];
+    let out = run(&[&args[..], &["--json", "/dev/stdout"]].concat());
     assert_eq!(out.status, 0, "{}", out.stderr);
-    assert_eq!(out.stdout.lines().count(), 1);
-    assert!(
-        ["same", "faster", "slower"].iter().any(|w| out.stderr.starts_with(w)),
-        "{}",
-        out.stderr
-    );
+    assert_eq!(out.stdout.lines().count(), 1, "{}", out.stdout);
+    assert!(out.stdout.starts_with("{\"backend\":\"cpu\""), "{}", out.stdout);
+    let out = run(&[&args[..], &["--csv", "/dev/stdout"]].concat());
+    assert_eq!(out.stdout.lines().count(), 2, "{}", out.stdout);
+    assert!(out.stdout.starts_with("backend,") && out.stderr.contains("machine  "));
+}
+
+/// A call too small to wake a second thread is said to be of one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_small_call_is_of_one_thread() {
+    let args = ["bench", "--backend", "cpu", "--window", "16", "--heads", "1", "--seconds", "0"];
+    for (n, threads) in [("64", 1), ("16384", 2)] {
+        let out = run(&[&args[..], &["--threads", "2", "--n", n, "--json", "-"]].concat());
+        let row: Value = serde_json::from_str(out.stdout.trim()).unwrap();
+        assert_eq!(row["threads"], threads, "n {n}: {row}");
+    }
 }
 
 /// A row for each number of threads, and what they gain beside a matrix product.
 #[test]
 fn numbers_of_threads() {
-    let args = ["bench", "--backend", "cpu", "--n", "512", "--seconds", "0", "--threads", "1,2"];
+    let args = ["bench", "--backend", "cpu", "--n", "2048", "--seconds", "0", "--threads", "1,2"];
     let out = run(&[&args[..], &["--json", "-"]].concat());
     assert_eq!(out.status, 0, "{}", out.stderr);
     let rows: Vec<serde_json::Value> =
@@ -124,6 +158,7 @@ fn bad_input() {
     let folder = Folder::new();
     let old = folder.text("old.json", "{}\n");
     let empty = folder.text("empty.json", "\n");
+    let [same, dotted] = ["a", "./a"].map(|name| folder.path(name));
     for (args, part) in [
         (&["--n", "100", "--window", "128"][..], "divisible"),
         (&["--n", "128", "--heads", "0"], "at least 1"),
@@ -142,6 +177,15 @@ fn bad_input() {
         (&["--tile", "small", "--backend", "cpu"], "only the GPU engine has tiles"),
         (&["--tile", "huge"], "small, large, short, tall, fastest"),
         (&["--threads", "1,2", "--backend", "reference"], "only the CPU engine has threads"),
+        (&["--threads", "2", "--backend", "reference"], "only the CPU engine has threads"),
+        (&["--isa", "portable", "--backend", "reference"], "only the CPU engine has a choice"),
+        (&["--suite", "standard", "--backend", "reference"], "f16: the oracle is timed on f32"),
+        (
+            &["--n", "128", "--bias", "--look-backward", "18446744073709551615"],
+            "at most 2147483647",
+        ),
+        (&["--n", "128", "--json", &same, "--csv", &dotted], "asked for twice"),
+        (&["--n", "128", "--json", "-", "--html", "/dev/stdout"], "asked for twice"),
         (
             &["--threads", "1,2", "--backend", "cpu", "--peer", "torch-flex"],
             "with --peer one number is allowed",
@@ -179,20 +223,91 @@ fn bad_input() {
     }
 }
 
-/// A Python without PyTorch: one line that says what is missing.
+/// Peers that shell scripts play.
 #[cfg(unix)]
-#[test]
-fn a_peer_without_its_packages() {
+mod peers {
+    use super::*;
     use std::os::unix::fs::PermissionsExt;
-    let folder = Folder::new();
-    let script = "#!/bin/sh\necho '{\"error\": \"torch is not installed for sh\"}'\n";
-    let python = folder.text("python", script);
-    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let out = run(&["bench", "--n", "128", "--peer", "torch-flex", "--python", &python]);
-    assert_eq!(out.status, 2, "{}", out.stdout);
-    assert!(
-        out.stderr.contains("torch is not installed") && out.stderr.contains("requirements.txt"),
-        "{}",
-        out.stderr
-    );
+
+    /// A run beside a peer that says its first line and then goes through its answers.
+    fn beside(script: &str) -> common::Ran {
+        let folder = Folder::new();
+        let python = folder.text("python", &format!("#!/bin/sh\n{script}\n"));
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let args = ["bench", "--backend", "cpu", "--n", "128", "--heads", "1", "--seconds", "0"];
+        let more = ["--threads", "2", "--json", "-", "--peer", "torch-flex", "--python", &python];
+        run(&[&args[..], &more].concat())
+    }
+
+    fn rows(out: &common::Ran) -> Vec<Value> {
+        out.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn one_without_its_packages() {
+        let out = beside(r#"echo '{"error": "torch is not installed for sh"}'"#);
+        assert_eq!(out.status, 2, "{}", out.stdout);
+        assert!(
+            out.stderr.contains("torch is not installed")
+                && out.stderr.contains("requirements.txt"),
+            "{}",
+            out.stderr
+        );
+    }
+
+    /// Times of 2 to 8 seconds in turn: its row says what it ran on, and what the times come to.
+    #[test]
+    fn one_that_answers() {
+        let out = beside(
+            r#"echo "{\"torch\": \"9.9+$3\"}"; read shape; echo '{"rotary": false}'
+            for s in 2 3 4 5 6 7 8; do read run; echo "{\"seconds\": $s, \"peak_rss_bytes\": ${s}000}"; done
+            read more && echo '{"error": "an eighth pair"}'"#,
+        );
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        let rows = rows(&out);
+        assert_eq!(rows.len(), 2, "{}", out.stdout);
+        let [ours, peer] = [&rows[0], &rows[1]];
+        assert_eq!((&ours["rotary"], &ours["runs"]), (&true.into(), &7.into()));
+        for (name, value) in [
+            ("backend", Value::from("torch-flex")),
+            // The number of threads is an argument of the script.
+            ("variant", "9.9+2".into()),
+            ("rotary", false.into()),
+            ("threads", 2.into()),
+            ("runs", 7.into()),
+            ("median_ms", 5000.0.into()),
+            ("min_ms", 2000.0.into()),
+            ("lower_ms", 3500.0.into()),
+            ("peak_rss_bytes", 8000.into()),
+        ] {
+            assert_eq!(peer[name], value, "{name}: {peer}");
+        }
+        let ratio = peer["ratio_lower_quartile"].as_f64().unwrap();
+        let most = 5000.0 / ours["min_ms"].as_f64().unwrap();
+        assert!(1.0 < ratio && ratio < most, "{ratio}, {most}");
+    }
+
+    /// It is said, and ours is measured to the end.
+    #[test]
+    fn one_that_dies() {
+        for (script, why) in [
+            (
+                r#"read shape; echo '{"rotary": false}'; read run; echo '{"seconds": 1}'; read run"#,
+                "it ended without an answer",
+            ),
+            (r#"read shape; echo '{"error": "no such shape"}'; read end"#, "no such shape"),
+            (r#"read shape; echo '{}'; read end"#, "it answered {}"),
+        ] {
+            let out = beside(&format!("echo '{{\"torch\": \"9\"}}'; {script}"));
+            assert_eq!(out.status, 0, "{}", out.stderr);
+            let rows = rows(&out);
+            assert!(rows.len() == 1 && rows[0]["runs"] == 7, "{}", out.stdout);
+            assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
+            assert!(
+                out.stderr.contains("torch-flex on b1 h1 n128") && out.stderr.contains(why),
+                "{why}: {}",
+                out.stderr
+            );
+        }
+    }
 }
