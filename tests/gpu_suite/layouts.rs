@@ -79,7 +79,7 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
         submit(gpu, |pass| bound.encode(pass, &mut workspace, &case.call).unwrap());
         let got = out.read(gpu);
         // Bounds that follow from where tensors lie: for some the same kernels with checks.
-        if seed % 12 < 2 {
+        if seed < 4 {
             let mut options = small.options().clone();
             options.checked_shaders = true;
             let checked = gpu.with_options(options);

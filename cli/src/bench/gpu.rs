@@ -57,8 +57,8 @@ impl Resident {
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
         let layouts = Layouts::contiguous(storage, problem);
         let plan = gpu.plan_blocking(problem, &layouts).map_err(|e| fail(&e))?;
-        // More parts than this are no one call any more.
-        let workspace = Workspace::new_blocking(gpu, 4096).map_err(|e| fail(&e))?;
+        // Calls without dropout take no slots.
+        let workspace = Workspace::new_blocking(gpu, 1).map_err(|e| fail(&e))?;
         let up = |t: &HostTensor<'_, T>| buffer(gpu, t.iter().flat_map(&bytes).collect());
         let (q, k, v) = (up(&inputs.q)?, up(&inputs.k)?, up(&inputs.v)?);
         let mask = inputs.mask.as_ref().map(|m| buffer(gpu, m.iter().map(u8::from).collect()));
@@ -121,25 +121,29 @@ impl Resident {
         Ok(resident)
     }
 
-    /// One call, recorded, submitted and waited for. Reading timestamps is no part of it.
+    /// One call, recorded, submitted and waited for. Each part is a submission, as watchdogs of drivers want. Reading
+    /// timestamps, those of the first part's beginning and the last one's end, is no part of it.
     pub fn run(&mut self) -> Result<Ran, BadInput> {
         let start = Instant::now();
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
         self.workspace.recall();
-        let device = self.gpu.device();
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        {
+        let parts =
+            self.bound.iter().flat_map(|bound| (0..bound.chunks()).map(move |i| (bound, i)));
+        let count = parts.clone().count();
+        for (n, (bound, part)) in parts.enumerate() {
+            let descriptor = wgpu::CommandEncoderDescriptor::default();
+            let mut encoder = self.gpu.device().create_command_encoder(&descriptor);
+            let timer = self.timer.as_ref().filter(|_| n == 0 || n + 1 == count);
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: None,
-                timestamp_writes: self.timer.as_ref().map(Timer::writes),
+                timestamp_writes: timer.map(|timer| timer.writes(n == 0, n + 1 == count)),
             });
-            for bound in &self.bound {
-                bound
-                    .encode(&mut pass, &mut self.workspace, &Call::default())
-                    .map_err(|e| fail(&e))?;
-            }
+            bound
+                .encode_chunk(part, &mut pass, &mut self.workspace, &Call::default())
+                .map_err(|e| fail(&e))?;
+            drop(pass);
+            self.gpu.queue().submit([encoder.finish()]);
         }
-        self.gpu.queue().submit([encoder.finish()]);
         wait(&self.gpu)?;
         let seconds = start.elapsed().as_secs_f64();
         let timer = self.timer.as_ref();
@@ -215,15 +219,15 @@ impl Timer {
         })
     }
 
-    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+    fn writes(&self, first: bool, last: bool) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.queries,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
+            beginning_of_pass_write_index: first.then_some(0),
+            end_of_pass_write_index: last.then_some(1),
         }
     }
 
-    /// Between the timestamps of the last pass.
+    /// Between the timestamps of the last call.
     fn seconds(&self, gpu: &Gpu) -> Result<f64, BadInput> {
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("timestamps: {e}"));
         let descriptor = wgpu::CommandEncoderDescriptor::default();
