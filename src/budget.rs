@@ -54,13 +54,35 @@ impl ErrorBudget {
         inputs: &HostInputs<'_, T>,
         call: &Call,
     ) -> Result<Self, RunError> {
+        Self::measure_plain(problem, inputs, call, Reference::new())
+    }
+
+    /// The same of an engine that multiplies on matrix units: the plain evaluation rounds what is multiplied to f16 too, as
+    /// [`Reference::with_f16_products`] says.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    pub fn measure_f16_products<T: Element>(
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+    ) -> Result<Self, RunError> {
+        Self::measure_plain(problem, inputs, call, Reference::new().with_f16_products())
+    }
+
+    fn measure_plain<T: Element>(
+        problem: &Problem,
+        inputs: &HostInputs<'_, T>,
+        call: &Call,
+        plain: Reference<f32>,
+    ) -> Result<Self, RunError> {
         let mut with_lse = problem.clone();
         with_lse.shape.lse = true;
         let wide = inputs.map(|x| x.load().wide());
         let truth = Reference::<f64>::new();
         let oracle = truth.forward(&with_lse, &wide, call)?;
         let narrow = inputs.map(|x| x.load().wide() as f32);
-        let plain = Reference::<f32>::new().forward(problem, &narrow, call)?;
+        let plain = plain.forward(problem, &narrow, call)?;
         let stored = |x: f32| T::store(T::Accumulator::of(f64::from(x))).load().wide();
         let err_plain = plain
             .out

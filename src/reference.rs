@@ -82,6 +82,14 @@ impl<T: Scalar> Row<T> {
         Ok(())
     }
 
+    /// The sum of exponentials relative to the power of 2 below the largest: times that, weights are rounded to f16.
+    fn f16_sum(&self, lse: T) -> T {
+        let logits = self.spans.iter().filter_map(|s| s.logit);
+        let log2_e = T::of(std::f64::consts::LOG2_E);
+        let top = logits.fold(T::neg_infinity(), |m, x| if x > m { x } else { m });
+        (lse - (top * log2_e).floor() / log2_e).exp()
+    }
+
     /// Sets the weights, and gives the log of the sum of exponentials.
     fn softmax(&mut self, uniform_masked_rows: bool) -> T {
         let count = |s: &Span<T>| T::of(s.slots.len() as f64);
@@ -103,8 +111,15 @@ impl<T: Scalar> Row<T> {
     }
 }
 
+/// The number that f16 has for it.
+fn to_f16<T: Scalar>(x: T) -> T {
+    T::of(half::f16::from_f64(x.wide()).to_f64())
+}
+
 /// One packed batch row and what is needed to read it.
 struct Reader<'a, T: Element> {
+    /// Whether products are of numbers rounded to f16.
+    f16_products: bool,
     problem: &'a Problem,
     inputs: &'a HostInputs<'a, T>,
     tables: Option<&'a RotaryTables<T::Accumulator>>,
@@ -118,7 +133,8 @@ pub(crate) fn each_query<T: Scalar + Element<Accumulator = T>>(
     queries: Range<usize>,
     mut each: impl FnMut(usize, usize, Row<T>),
 ) -> Result<(), RunError> {
-    each_query_seen(problem, inputs, queries, |seen| each(seen.b, seen.t, seen.row))
+    let each = |seen: Seen<'_, '_, T>| each(seen.b, seen.t, seen.row);
+    each_query_seen(problem, inputs, queries, false, each)
 }
 
 /// The same, with the query and the keys of its window.
@@ -126,6 +142,7 @@ fn each_query_seen<T: Scalar + Element<Accumulator = T>>(
     problem: &Problem,
     inputs: &HostInputs<'_, T>,
     queries: Range<usize>,
+    f16_products: bool,
     mut each: impl FnMut(Seen<'_, '_, T>),
 ) -> Result<(), RunError> {
     problem.check_inputs(inputs)?;
@@ -135,7 +152,7 @@ fn each_query_seen<T: Scalar + Element<Accumulator = T>>(
     let geometry = &problem.geometry;
     let windows = geometry.window_of(queries.start)..geometry.window_of(queries.end - 1) + 1;
     let tables = tables(problem, &queries, windows.clone())?;
-    let mut reader = Reader { problem, inputs, tables: tables.as_ref(), b: 0 };
+    let mut reader = Reader { f16_products, problem, inputs, tables: tables.as_ref(), b: 0 };
     for b in 0..problem.batch {
         reader.b = b;
         for window in windows.clone() {
@@ -187,12 +204,19 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
             let at = keys.len();
             keys.extend((0..d).map(|c| k.at(u, c)));
             let key = &mut keys[at..];
-            if self.problem.shared_qk {
-                let norm = key.iter().map(|&x| x * x).sum::<T>().sqrt().max(T::of(1e-12));
-                key.iter_mut().for_each(|x| *x = *x / norm);
+            let norm = key.iter().map(|&x| x * x).sum::<T>().sqrt().max(T::of(1e-12));
+            let normalise = |key: &mut [T]| key.iter_mut().for_each(|x| *x = *x / norm);
+            if self.problem.shared_qk && !self.f16_products {
+                normalise(key);
             }
             if let Some(tables) = &self.tables {
                 tables.rotate(key, geometry.slot_of(window, u) as i64, &mut buffer);
+            }
+            if self.f16_products {
+                key.iter_mut().for_each(|x| *x = to_f16(*x));
+                if self.problem.shared_qk {
+                    normalise(key);
+                }
             }
         }
         Ok(keys)
@@ -200,7 +224,7 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
 
     /// Every slot of a query's window, with what it holds and its logit; and the query, scaled and rotated.
     fn list_slots(&self, keys: &[T], t: usize) -> Result<(Row<T>, Vec<T>), RunError> {
-        let Self { problem, inputs, tables, b } = self;
+        let Self { problem, inputs, tables, b, f16_products } = self;
         let (geometry, d) = (&problem.geometry, problem.shape.head_dim);
         let (window, position) = (geometry.window_of(t), geometry.rotary_position(t) as i64);
         let gathered = geometry.gathered(window);
@@ -211,10 +235,16 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
         // The query, scaled and rotated.
         let view = inputs.q.packed_row(*b, 2);
         let (mut q, _) = reserve("features", &[d])?;
-        q.extend((0..d).map(|c| view.at(t - problem.shape.query.start, c) * T::of(problem.scale)));
+        // Rounded ones are scaled once they are.
+        let scale = T::of(problem.scale);
+        let first = if *f16_products { T::one() } else { scale };
+        q.extend((0..d).map(|c| view.at(t - problem.shape.query.start, c) * first));
         let mut buffer = zeros("features", &[d])?;
         if let Some(tables) = tables {
             tables.rotate(&mut q, position, &mut buffer);
+        }
+        if *f16_products {
+            q.iter_mut().for_each(|x| *x = to_f16(*x) * scale);
         }
         let mut dot = |u: usize, k: &[T]| -> T {
             let lag = position - geometry.slot_of(window, u) as i64;

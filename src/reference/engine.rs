@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::backward::backward;
-use super::{Holds, PAD_VALUE, Span, each_query};
+use super::{DEGENERATE_LSE, Holds, PAD_VALUE, Seen, Span, each_query, each_query_seen, to_f16};
 use crate::dropout::KeepMask;
 use crate::engine::zeros;
 use crate::{
@@ -30,12 +30,22 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Reference<T>(PhantomData<T>);
+pub struct Reference<T> {
+    f16_products: bool,
+    element: PhantomData<T>,
+}
 
 impl<T> Reference<T> {
     /// The oracle.
     pub fn new() -> Self {
-        Self(PhantomData)
+        Self { f16_products: false, element: PhantomData }
+    }
+
+    /// Rounds what is multiplied in a forward pass to f16, as matrix units take it: rotated queries and keys, and weights.
+    /// The plain evaluation that kernels with matrices are measured by ([`ErrorBudget`](crate::ErrorBudget)).
+    #[must_use]
+    pub fn with_f16_products(self) -> Self {
+        Self { f16_products: true, ..self }
     }
 }
 
@@ -55,32 +65,44 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
         // Without a result there is nothing to compute, however many rows it has.
         let wanted =
             if out.is_empty() && lse.is_empty() { 0..0 } else { problem.shape.query.clone() };
-        each_query(problem, inputs, wanted, |b, t, mut row| {
-            let at = b * queries + t - problem.shape.query.start;
-            let row_lse = row.softmax(problem.uniform_masked_rows);
-            if let Some(lse) = lse.get_mut(at) {
-                *lse = row_lse;
-            }
-            let v = inputs.v.packed_row(problem.kv_row(b), 2);
-            let counts = |s: &&Span<T>| s.weight != T::zero() && s.holds != Holds::Zero;
-            for span in row.spans.iter().filter(counts) {
-                let kept: T = match &keep {
-                    None => T::of(span.slots.len() as f64),
-                    Some(keep) => {
-                        let factors = span.slots.clone().map(|slot| keep.factor(b, t, slot));
-                        T::of(factors.sum())
-                    }
-                };
-                for e in 0..features {
-                    let value = match span.holds {
-                        Holds::Key(u) => v.at(u, e),
-                        Holds::Zero => T::zero(),
-                        Holds::Pad => T::of(PAD_VALUE),
-                    };
-                    out[at * features + e] += span.weight * kept * value;
+        each_query_seen(
+            problem,
+            inputs,
+            wanted,
+            self.f16_products,
+            |Seen { b, t, mut row, .. }| {
+                let at = b * queries + t - problem.shape.query.start;
+                let row_lse = row.softmax(problem.uniform_masked_rows);
+                if let Some(lse) = lse.get_mut(at) {
+                    *lse = row_lse;
                 }
-            }
-        })?;
+                let rounds = self.f16_products && row_lse != T::of(DEGENERATE_LSE);
+                let f16_sum = if rounds { row.f16_sum(row_lse) } else { T::one() };
+                let v = inputs.v.packed_row(problem.kv_row(b), 2);
+                let counts = |s: &&Span<T>| s.weight != T::zero() && s.holds != Holds::Zero;
+                for span in row.spans.iter().filter(counts) {
+                    let kept: T = match &keep {
+                        None => T::of(span.slots.len() as f64),
+                        Some(keep) => {
+                            let factors = span.slots.clone().map(|slot| keep.factor(b, t, slot));
+                            T::of(factors.sum())
+                        }
+                    };
+                    let mut weight = span.weight * kept;
+                    if rounds {
+                        weight = to_f16(weight * f16_sum) / f16_sum;
+                    }
+                    for e in 0..features {
+                        let value = match span.holds {
+                            Holds::Key(u) => v.at(u, e),
+                            Holds::Zero => T::zero(),
+                            Holds::Pad => T::of(PAD_VALUE),
+                        };
+                        out[at * features + e] += weight * value;
+                    }
+                }
+            },
+        )?;
         Ok(Forward { out, shape: problem.out_shape(), lse: problem.shape.lse.then_some(lse) })
     }
 
