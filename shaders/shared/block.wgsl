@@ -2,6 +2,9 @@
 
 #import scores
 #import load
+#ifdef MATRIX
+#import products
+#endif
 
 // The queries of a block, and what the first and the last of them see. A value beside the private
 // variables: what barriers depend on must be provably uniform.
@@ -38,6 +41,9 @@ fn begin_block(thread: u32, packed_row: u32, first_row: u32, start: u32, end: u3
 
 // The logits of the keys from `first` on, those from `end` on hidden, in `scores`.
 fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
+#ifdef MATRIX
+    multiply_keys(thread, first);
+#else
     scores = array<f32, TQ * TK>();
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         // The tile is free: of the last products, or of the last values.
@@ -46,6 +52,7 @@ fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
         workgroupBarrier();
         add_products(0u, chunk, chunk_width(chunk));
     }
+#endif
     let inside = first < extent.first.end && extent.last.start <= first && first + KT <= min(extent.first.end, params.key_len)
         && extent.queries.end - extent.queries.start == QT;
     finish_scores(first, inside, end);

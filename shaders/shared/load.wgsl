@@ -51,6 +51,10 @@ fn load_values(thread: u32, first: u32, first_feature: u32) {
         if feature < params.value_dim && worth_loading(key) {
             x = load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
         }
+#ifdef MATRIX
+        put_column_quad(column, i % CHUNK, x);
+#else
         column_tile[column_quad(column, i % CHUNK)] = x;
+#endif
     }
 }

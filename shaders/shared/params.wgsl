@@ -83,7 +83,11 @@ struct Params {
     parts: u32,
     bias_width: u32,
     first_tile: u32,
+#ifdef MATRIX
+    score_scale: f32,
+#else
     unused: u32,
+#endif
     angles: Table,
     angles_fine: Table,
     xpos: Table,

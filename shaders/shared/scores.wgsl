@@ -11,6 +11,7 @@ const BIAS_FLOOR = -1e30;
 
 var<private> scores: array<f32, TQ * TK>;
 
+#ifndef MATRIX
 // Adds the products of one chunk of features, `width` quads; the rows' tensor lies `at` quads into their
 // tile.
 fn add_products(at: u32, chunk: u32, width: u32) {
@@ -31,6 +32,7 @@ fn add_products(at: u32, chunk: u32, width: u32) {
     }
 }
 
+#endif
 // A bias by its bits: a shader that assumes finite arithmetic must not compare infinities.
 fn finite_bias(bias: f32) -> f32 {
     let bits = bitcast<u32>(bias);

@@ -11,6 +11,7 @@ var<private> sums: array<vec4<f32>, TQ * SUMS>;
 fn clear_sums() {
     sums = array<vec4<f32>, TQ * SUMS>();
 }
+#ifndef MATRIX
 
 // Adds numbers of rows and columns, from `s_tile`, times a chunk of what the columns hold, to the sums
 // from one on.
@@ -35,3 +36,4 @@ fn add_columns(at: u32, chunk: u32) {
 #endrepeat
     }
 }
+#endif

@@ -19,6 +19,9 @@ const PARTS = TQ / PART;
 const ROW = PARTS * ROW_GROUPS;
 // Features of a chunk.
 const WIDTH = CHUNK * 4u;
+#ifdef MATRIX
+#import halves
+#else
 // What the rows hold, all chunks. Quads of a row lie in an order of their own, so that threads of
 // different rows do not meet in one bank of memory.
 var<workgroup> row_tile: array<vec4<f32>, ROW_TILES * QT * QUADS>;
@@ -26,6 +29,7 @@ var<workgroup> row_tile: array<vec4<f32>, ROW_TILES * QT * QUADS>;
 const SECOND = QT * QUADS;
 // What the columns hold, a chunk of one tensor.
 var<workgroup> column_tile: array<vec4<f32>, KT * CHUNK>;
+#endif
 // Of each column the numbers of all rows. Whole vectors belong to one thread: some compilers write
 // all of one where a component is assigned.
 var<workgroup> s_tile: array<Part, KT * max(ROW, GROUPS)>;
@@ -210,6 +214,7 @@ fn rotated_key(raw: Pair, key: u32, chunk: u32, quad: u32) -> Pair {
 fn worth_loading(key: u32) -> bool {
     return key >= hull.start && key < min(hull.end, params.key_len) && lets(mask_at, key);
 }
+#ifndef MATRIX
 
 // Puts what a row has at a quad of a chunk into the tile.
 fn put_row(row: u32, chunk: u32, quad: u32, pair: Pair) {
@@ -226,3 +231,4 @@ fn put_column(column: u32, chunk: u32, quad: u32, pair: Pair) {
         column_tile[column_quad(column, chunk_pairs(chunk) + quad)] = pair.high;
     }
 }
+#endif

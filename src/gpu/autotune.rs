@@ -197,7 +197,9 @@ impl Gpu {
 }
 
 /// Tensors of a problem: one random row, repeated.
-fn random_inputs<T: GpuElement>(problem: &Problem) -> Result<HostInputs<'static, T>, RunError> {
+pub(super) fn random_inputs<T: GpuElement>(
+    problem: &Problem,
+) -> Result<HostInputs<'static, T>, RunError> {
     let shape = &problem.shape;
     let mut state = 1_u32;
     let mut random = |what, rows: usize, size: [usize; 2]| {

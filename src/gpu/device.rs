@@ -1,13 +1,15 @@
 //! The device: the caller's own, or one that is asked for.
 
 use std::collections::HashMap;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bindings;
 use super::error::{DeviceError, PlanError};
 use super::scope::checked;
-use super::shader::{PipelineKey, Tile};
+use super::shader::{Matrix, PipelineKey, Tile};
 
 /// What the adapter of a device is.
 ///
@@ -23,12 +25,19 @@ use super::shader::{PipelineKey, Tile};
 pub struct AdapterCaps {
     /// Name, driver, backend and kind.
     pub info: wgpu::AdapterInfo,
+    /// The matrices that it multiplies and there are kernels for; none: no matrix units, or such whose driver is known
+    /// not to work.
+    pub matrix: Option<Matrix>,
 }
 
 impl AdapterCaps {
     /// Asks the adapter a device was made from.
     pub fn of(adapter: &wgpu::Adapter) -> Self {
-        Self { info: adapter.get_info() }
+        #[cfg(not(target_arch = "wasm32"))]
+        let matrix = super::matrix::of_adapter(adapter);
+        #[cfg(target_arch = "wasm32")]
+        let matrix = None;
+        Self { info: adapter.get_info(), matrix }
     }
 
     /// Whether it is software on the CPU.
@@ -54,6 +63,12 @@ impl AdapterCaps {
 pub struct GpuOptions {
     /// The tile of kernels; unset: what pays. Devices without the memory for large ones get small ones.
     pub tile: Option<Tile>,
+    /// Whether forward passes on f16 tensors use matrix units; unset: where the adapter has them in hardware, and no
+    /// [`tile`](Self::tile) is asked for. `Some(true)` takes them wherever they work. With `Some(false)` a device that is
+    /// made does not ask for them, nor tests them, and then never has them.
+    ///
+    /// Rotated queries, rotated keys and weights are rounded to f16 then, and sums are in f32.
+    pub matrix: Option<bool>,
     /// The largest binding, in bytes, below the device's own limit: for tests of splitting.
     pub max_binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension, below the device's own limit.
@@ -69,6 +84,7 @@ impl Default for GpuOptions {
     fn default() -> Self {
         Self {
             tile: None,
+            matrix: None,
             max_binding_bytes: None,
             max_workgroups: None,
             checked_shaders: false,
@@ -129,6 +145,9 @@ struct Shared {
     /// By key, and whether accesses are checked.
     pipelines: Mutex<HashMap<(PipelineKey, bool), wgpu::ComputePipeline>>,
     dispatches: AtomicU64,
+    /// Whether matrix units were found to work.
+    #[cfg(not(target_arch = "wasm32"))]
+    matrix_works: AtomicBool,
     /// Tiles that were found fastest, by kernel and geometry.
     #[cfg(not(target_arch = "wasm32"))]
     tuned: Mutex<HashMap<(String, String), Tile>>,
@@ -161,7 +180,10 @@ impl Gpu {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// On the caller's device. Its callbacks for errors and loss are left alone. Device, queue and all buffers must be of one
+    /// On the caller's device. Its callbacks for errors and loss are left alone. Where it has the feature
+    /// `EXPERIMENTAL_COOPERATIVE_MATRIX` and `caps` say so, a small product is computed on it first: without the right result
+    /// no kernel uses matrix units ([`Gpu::matrix`]).
+    /// Device, queue and all buffers must be of one
     /// device: wgpu takes what belongs to another instance for something else, or panics.
     ///
     /// # Errors
@@ -193,6 +215,8 @@ impl Gpu {
             pipelines: Mutex::default(),
             dispatches: AtomicU64::new(0),
             #[cfg(not(target_arch = "wasm32"))]
+            matrix_works: AtomicBool::new(false),
+            #[cfg(not(target_arch = "wasm32"))]
             tuned: Mutex::default(),
         };
         #[cfg_attr(
@@ -203,7 +227,10 @@ impl Gpu {
             )
         )]
         let shared = Arc::new(shared);
-        Ok(Self { shared, options })
+        let gpu = Self { shared, options };
+        #[cfg(not(target_arch = "wasm32"))]
+        gpu.test_matrix().await;
+        Ok(gpu)
     }
 
     /// [`Gpu::new`], waiting for it.
@@ -242,6 +269,7 @@ impl Gpu {
             let asked = request.adapter.clone().unwrap_or_else(|| "of any kind".to_owned());
             return Err(DeviceError::NoAdapter { asked, present: names });
         };
+        let caps = AdapterCaps::of(adapter);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("local-attention"),
             required_features: adapter.features()
@@ -250,10 +278,18 @@ impl Gpu {
             required_limits: adapter.limits(),
             ..wgpu::DeviceDescriptor::default()
         };
-        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| {
-            DeviceError::Request { adapter: adapter.get_info().name, reason: e.to_string() }
-        })?;
-        Self::new(AdapterCaps::of(adapter), device, queue, request.options.clone()).await
+        #[cfg(not(target_arch = "wasm32"))]
+        let with_matrix =
+            super::matrix::request(adapter, &caps, &request.options, &descriptor).await;
+        #[cfg(target_arch = "wasm32")]
+        let with_matrix = None;
+        let (device, queue) = match with_matrix {
+            Some(made) => made,
+            None => adapter.request_device(&descriptor).await.map_err(|e| {
+                DeviceError::Request { adapter: adapter.get_info().name, reason: e.to_string() }
+            })?,
+        };
+        Self::new(caps, device, queue, request.options.clone()).await
     }
 
     /// [`Gpu::request`], waiting for it.
@@ -294,6 +330,18 @@ impl Gpu {
     /// How kernels are chosen.
     pub fn options(&self) -> &GpuOptions {
         &self.options
+    }
+
+    /// The matrices of its kernels: those of its adapter, where the device has the feature and has passed a test.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn matrix(&self) -> Option<Matrix> {
+        self.caps().matrix.filter(|_| self.shared.matrix_works.load(Ordering::Relaxed))
+    }
+
+    /// Whether they work.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn set_matrix_works(&self, works: bool) {
+        self.shared.matrix_works.store(works, Ordering::Relaxed);
     }
 
     /// Dispatches recorded so far: proof that the GPU was asked.

@@ -20,6 +20,8 @@ mod forward;
 mod host;
 mod layout;
 mod loops;
+#[cfg(not(target_arch = "wasm32"))]
+mod matrix;
 mod params;
 mod plan;
 mod scope;
@@ -41,7 +43,7 @@ pub use device::{AdapterCaps, Gpu, GpuOptions, RequestOptions, adapters};
 pub use error::{BindError, DeviceError, GpuError, PlanError};
 pub use host::GpuElement;
 pub use plan::{Layouts, Plan};
-pub use shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage, Tile};
+pub use shader::{Arena, Features, Kernel, MAX_HEAD_DIM, Matrix, PipelineKey, Storage, Tile};
 pub use tensor::{Dtype, ForwardTensors, TensorView};
 #[cfg(not(target_arch = "wasm32"))]
 pub use tuning::TuningCache;

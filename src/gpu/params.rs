@@ -78,7 +78,8 @@ pub(super) struct Params {
     pub(super) parts: u32,
     pub(super) bias_width: u32,
     pub(super) first_tile: u32,
-    pub(super) unused: u32,
+    /// Of kernels with matrices, whose queries are not scaled: `scale`.
+    pub(super) score_scale: f32,
     pub(super) angles: Table,
     pub(super) angles_fine: Table,
     pub(super) xpos: Table,

@@ -139,8 +139,10 @@ impl Gpu {
         problem: &Problem,
         layouts: &Layouts,
     ) -> Result<Plan, PlanError> {
-        let key = self.key(problem, layouts)?;
-        let key = if kernel == Kernel::Forward { key } else { key.with_kernel(kernel) };
+        let key = match kernel {
+            Kernel::Forward => self.forward_key(problem, layouts)?,
+            _ => self.tile_key(problem, layouts)?.with_kernel(kernel),
+        };
         self.check_limits(&key)?;
         let blocks = key.value_blocks(problem.shape.value_dim) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
@@ -148,12 +150,8 @@ impl Gpu {
             let limit = "max_compute_workgroups_per_dimension";
             return Err(PlanError::Limit { limit, got: most, needed: blocks });
         }
-        let mut base = uniforms::of_problem(problem);
-        let block = (key.queries() as usize).min(problem.query_block());
-        base.block_len = block as u32;
-        // At least so many keys are visited; binding a bias can show that there are more.
-        let key_end = uniforms::key_end(problem, false);
-        let key = self.fit(problem, key, &Params { key_end, ..base })?;
+        let mut base = base_of(problem, &key);
+        let key = self.fit(problem, key, &least_keys(problem, &base))?;
         let pipelines = Pipelines::new(self, key, problem.dropout > 0.0).await?;
         let words = uniforms::tables(problem, &mut base)?;
         let buffer = |label, bytes: u64| {
@@ -188,6 +186,25 @@ impl Gpu {
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, rotary tables that
     /// memory cannot hold.
     pub fn key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
+        self.forward_key(problem, layouts)
+    }
+
+    /// The kernel of a forward pass: with matrices where they pay and its loops are not too long.
+    fn forward_key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
+        let key = self.tile_key(problem, layouts)?;
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Some(key) = self.matrix_key(problem, &key) {
+            let base = least_keys(problem, &base_of(problem, &key));
+            let fits = loops::check(self, problem, &key, &base, problem.dropout > 0.0);
+            if fits.is_ok() && self.check_limits(&key).is_ok() {
+                return Ok(key);
+            }
+        }
+        Ok(key)
+    }
+
+    /// The kernel without matrices.
+    fn tile_key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
         let shape = problem.shape();
         if shape.head_dim > MAX_HEAD_DIM {
             return Err(PlanError::HeadDim { got: shape.head_dim, max: MAX_HEAD_DIM });
@@ -204,6 +221,7 @@ impl Gpu {
             storage: layouts.storage,
             head_dim: shape.head_dim.next_power_of_two().max(64) as u32,
             tile: Tile::Small,
+            matrix: None,
             vec4: layouts.vec4 && rotary_quads,
             f16_out: false,
             dropout: false,
@@ -356,6 +374,21 @@ pub(super) fn geometry(problem: &Problem) -> String {
         shape.query, problem.geometry, shape.mask, shape.bias, shape.lse
     );
     text.replace(char::is_control, " ")
+}
+
+/// The uniforms of a problem with a kernel, whatever the part.
+fn base_of(problem: &Problem, key: &PipelineKey) -> Params {
+    let mut base = uniforms::of_problem(problem);
+    base.block_len = (key.queries() as usize).min(problem.query_block()) as u32;
+    if key.matrix.is_some() {
+        (base.score_scale, base.scale) = (base.scale, 1.0);
+    }
+    base
+}
+
+/// Where at least so many keys are visited: binding a bias can show that there are more.
+fn least_keys(problem: &Problem, base: &Params) -> Params {
+    Params { key_end: uniforms::key_end(problem, false), ..*base }
 }
 
 /// Whether some row may see nothing, or nothing with a weight.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::matrix::Matrix;
 use super::tile::Tile;
 use crate::gpu::bindings::Slot;
 use crate::gpu::params;
@@ -162,8 +163,10 @@ pub struct PipelineKey {
     pub storage: Storage,
     /// The largest head_dim, and the features of a block of values: 64, 128 or 256.
     pub head_dim: u32,
-    /// Its tile.
+    /// Its tile; [`Tile::Small`] where it has matrices, which have tiles of their own.
     pub tile: Tile,
+    /// The matrices that its products are of: forward passes on f16 tensors alone have such.
+    pub matrix: Option<Matrix>,
     /// Whether tensors are read four features at a time.
     pub vec4: bool,
     /// Whether the output is written as single 16-bit floats, for which the device has `SHADER_F16`: its
@@ -189,6 +192,7 @@ impl PipelineKey {
             storage: Storage::F32,
             head_dim: 64,
             tile: Tile::Small,
+            matrix: None,
             vec4: false,
             f16_out: false,
             dropout: false,
@@ -236,6 +240,25 @@ impl PipelineKey {
             }));
         }
         all.extend([Kernel::Mask, Kernel::Fold].map(|kernel| plain.with_kernel(kernel)));
+        #[cfg(not(target_arch = "wasm32"))]
+        all.extend(plain.with_matrices());
+        all
+    }
+
+    /// Every key with matrices.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn with_matrices(self) -> Vec<Self> {
+        let mut all = Vec::new();
+        for matrix in Matrix::ALL {
+            for features in Features::ALL {
+                for (head_dim, vec4) in [64, 128].map(|d| [(d, false), (d, true)]).concat() {
+                    let (storage, matrix) = (Storage::F16, Some(matrix));
+                    let f16_out = !vec4;
+                    let key = Self { storage, matrix, features, head_dim, vec4, f16_out, ..self };
+                    all.extend([key, Self { dropout: true, ..key }]);
+                }
+            }
+        }
         all
     }
 
@@ -251,6 +274,7 @@ impl PipelineKey {
             kernel,
             head_dim: 64,
             tile: Tile::Small,
+            matrix: None,
             features: Features::Plain,
             dropout: false,
             arena: Arena::NONE,
@@ -265,9 +289,10 @@ impl PipelineKey {
             }
             Kernel::Fold => Self { storage: Storage::F32, vec4: false, ..small },
             Kernel::Bias => {
-                Self { kernel, features: Features::All, arena: Arena::NONE, f16_out: false, ..self }
+                let features = Features::All;
+                Self { kernel, matrix: None, features, arena: Arena::NONE, f16_out: false, ..self }
             }
-            _ => Self { kernel, arena: Arena::NONE, f16_out: false, ..self },
+            _ => Self { kernel, matrix: None, arena: Arena::NONE, f16_out: false, ..self },
         }
     }
 }
@@ -278,8 +303,11 @@ impl fmt::Display for PipelineKey {
             Storage::F32 => "f32",
             Storage::F16 => "f16",
         };
-        let (kernel, tile) = (self.kernel.name(), self.tile.name());
-        write!(f, "{kernel}-{storage}-d{}-{tile}", self.head_dim)?;
+        write!(f, "{}-{storage}-d{}-", self.kernel.name(), self.head_dim)?;
+        match self.matrix {
+            Some(matrix) => write!(f, "{matrix}")?,
+            None => f.write_str(self.tile.name())?,
+        }
         let features = match self.features {
             Features::Plain => "",
             Features::Rotary => "-rotary",

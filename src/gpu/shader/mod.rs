@@ -1,11 +1,13 @@
 //! From a key to WGSL.
 
 mod key;
+mod matrix;
 mod prelude;
 mod preprocess;
 mod tile;
 
 pub use key::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
+pub use matrix::Matrix;
 pub use tile::Tile;
 
 /// The sources, by the name they are imported by.
@@ -18,7 +20,16 @@ fn source_of(name: &str) -> Option<&'static str> {
             }
         };
     }
-    sources! {
+    // No browser has matrix units.
+    #[cfg(not(target_arch = "wasm32"))]
+    let matrix = sources! {
+        "forward_matrix": "forward_matrix.wgsl",
+        "halves": "shared/halves.wgsl",
+        "products": "shared/products.wgsl",
+    };
+    #[cfg(target_arch = "wasm32")]
+    let matrix = None;
+    matrix.or(sources! {
         "forward": "forward.wgsl",
         "weights": "weights.wgsl",
         "rows": "rows.wgsl",
@@ -48,7 +59,9 @@ fn source_of(name: &str) -> Option<&'static str> {
         "dropout": "shared/dropout.wgsl",
         "degenerate": "shared/degenerate.wgsl",
         "average": "shared/average.wgsl",
-    }
+        "drop": "shared/drop.wgsl",
+        "results": "shared/results.wgsl",
+    })
 }
 
 impl PipelineKey {
@@ -60,6 +73,7 @@ impl PipelineKey {
             (self.dropout, "DROPOUT"),
             (degenerate, "DEGENERATE"),
             (self.kernel == Kernel::Dkv, "KEY_ROWS"),
+            (self.matrix.is_some(), "MATRIX"),
         ] {
             if on {
                 defined.push(name);
@@ -67,7 +81,8 @@ impl PipelineKey {
         }
         // The sources are part of the crate, and a test expands them for every key.
         let counts = self.counts();
-        let body = preprocess::expand(self.kernel.name(), &source_of, &defined, &counts)
+        let source = if self.matrix.is_some() { "forward_matrix" } else { self.kernel.name() };
+        let body = preprocess::expand(source, &source_of, &defined, &counts)
             .unwrap_or_else(|e| format!("// {e}\n"));
         prelude::render(self) + &body
     }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::Matrix;
 use super::{Arena, Kernel, PipelineKey, Storage};
 use crate::gpu::bindings::{Place, Slot, places};
 use crate::gpu::params::FLAGS;
@@ -10,14 +12,21 @@ use crate::gradients::EXACT_LSE;
 /// The text before the sources.
 pub(super) fn render(key: &PipelineKey) -> String {
     let mut text = format!("// {key}\n");
-    if key.f16_out {
+    if key.f16_out || key.matrix.is_some() {
         text.push_str("enable f16;\n");
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    if let Some(Matrix { side, .. }) = key.matrix {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
+        for (name, ty) in [("Left", "f16, A"), ("Right", "f16, B"), ("Sum", "f32, C")] {
+            let _ = writeln!(text, "alias {name} = coop_mat{side}x{side}<{ty}>;");
+        }
     }
     for (name, value) in key.constants() {
         let _ = writeln!(text, "const {name} = {value}u;");
     }
     let _ = writeln!(text, "alias Part = vec{}<f32>;", key.part());
-    let _ = writeln!(text, "const POSSIBLE = {}u;", key.features.flags());
+    let _ = writeln!(text, "const POSSIBLE = {}u;", key.flags());
     for (name, bit) in FLAGS {
         let _ = writeln!(text, "const {name} = {bit}u;");
     }

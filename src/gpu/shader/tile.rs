@@ -1,6 +1,8 @@
 //! The tile of a kernel: how much its workgroups hold, and what that takes.
 
 use super::key::{Features, Kernel, PipelineKey};
+use super::matrix::Matrix;
+use crate::gpu::params;
 
 /// Keys of a tile.
 const KEYS: u32 = 32;
@@ -68,9 +70,26 @@ impl PipelineKey {
         self.thread_queries() * self.row_groups()
     }
 
+    /// The bits of the uniforms' flags that may be set.
+    pub(super) fn flags(&self) -> u32 {
+        match self.matrix {
+            // The factors of xpos leave f16.
+            Some(_) => self.features.flags() & !(params::XPOS | params::XPOS_SPLIT),
+            None => self.features.flags(),
+        }
+    }
+
+    /// vec4s of features that keys and values are loaded in: with matrices all there are.
+    fn chunk(&self) -> u32 {
+        if self.matrix.is_some() { self.head_dim / 4 } else { self.tile.chunk() }
+    }
+
     /// Rows of a thread: half as many where the tile holds two tensors of them.
     fn thread_queries(&self) -> u32 {
-        self.whole_queries().max(2)
+        match self.matrix {
+            Some(matrix) => matrix.queries() * self.groups() / matrix.threads(),
+            None => self.whole_queries().max(2),
+        }
     }
 
     /// As many rows of a thread as there is room for.
@@ -80,6 +99,9 @@ impl PipelineKey {
 
     /// Groups of threads that share rows.
     fn row_groups(&self) -> u32 {
+        if let Some(matrix) = self.matrix {
+            return matrix.threads() / self.groups();
+        }
         self.tile.row_groups() * self.whole_queries() / self.thread_queries()
     }
 
@@ -89,6 +111,7 @@ impl PipelineKey {
     fn groups(&self) -> u32 {
         let products = matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv);
         match self.tile {
+            _ if self.matrix.is_some() => 8,
             Tile::Short | Tile::Tall if products && self.features != Features::All => {
                 if self.head_dim <= 64 { 2 } else { 4 }
             }
@@ -131,24 +154,36 @@ impl PipelineKey {
 
     /// Parts that loads of values are cut into.
     pub(super) fn value_chunks(&self) -> u32 {
-        self.head_dim / 4 / self.tile.chunk()
+        self.head_dim / 4 / self.chunk()
     }
 
     /// How often blocks of its text are repeated.
-    pub(super) fn counts(&self) -> [(&'static str, u32); 6] {
-        [
+    pub(super) fn counts(&self) -> Vec<(&'static str, u32)> {
+        let mut counts = vec![
             ("TQ", self.thread_queries()),
             ("TK", self.thread_keys()),
             ("VALUE_CHUNKS", self.value_chunks()),
-            ("VALUES", self.tile.chunk() / self.groups()),
+            ("VALUES", self.chunk() / self.groups()),
             ("PART", self.part()),
             ("PARTS", self.thread_queries() / self.part()),
-        ]
+            // vec4s of output of a thread's query.
+            ("OUT", self.head_dim / 4 / self.groups()),
+        ];
+        counts.extend(self.matrices());
+        counts
+    }
+
+    /// Matrices of the keys of a tile, and of the features of a row.
+    fn matrices(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        let features = self.head_dim;
+        self.matrix.into_iter().flat_map(move |Matrix { side, .. }| {
+            [("KEY_MATRICES", KEYS / side), ("FEATURE_MATRICES", features / side)]
+        })
     }
 
     /// The constants that its text begins with.
-    pub(super) fn constants(&self) -> [(&'static str, u32); 9] {
-        [
+    pub(super) fn constants(&self) -> Vec<(&'static str, u32)> {
+        let mut all = vec![
             ("TQ", self.thread_queries()),
             ("TK", self.thread_keys()),
             ("GROUPS", self.groups()),
@@ -156,14 +191,19 @@ impl PipelineKey {
             ("ROW_TILES", self.row_tiles()),
             ("SUM_TILES", 1 + u32::from(self.kernel == Kernel::Dkv)),
             ("QUADS", self.head_dim / 4),
-            ("CHUNK", self.tile.chunk()),
+            ("CHUNK", self.chunk()),
             ("PART", self.part()),
-        ]
+        ];
+        if let Some(Matrix { side, lanes }) = self.matrix {
+            all.extend([("SIDE", side), ("LANES", lanes)]);
+            all.extend(self.matrices());
+        }
+        all
     }
 
     /// Turns of a thread's loops.
     pub(in crate::gpu) fn tile_turns(&self, head_dim: usize) -> Turns {
-        let (keys, quads) = (u64::from(self.keys()), u64::from(self.tile.chunk()));
+        let (keys, quads) = (u64::from(self.keys()), u64::from(self.chunk()));
         let (rows, threads) = (u64::from(self.row_groups()), u64::from(self.threads()));
         let chunks = (head_dim as u64).div_ceil(4 * quads);
         // Loading keys (each loop in it once more than it turns), then their products; and what a
@@ -188,10 +228,15 @@ impl PipelineKey {
             _ => {}
         }
         let (queries, keys) = (self.queries(), self.keys());
-        let rows = 4 * queries * self.head_dim * self.row_tiles();
-        let tiles = rows + 16 * keys * self.tile.chunk();
         // Numbers of queries by keys, and sums of squares in vectors of their own.
-        tiles + 4 * keys * queries.max(self.part() * self.groups())
+        let numbers = 4 * keys * queries.max(self.part() * self.groups());
+        if self.matrix.is_some() {
+            // Rows of f16 and of scores with room between them, and a word.
+            let halves = 2 * (queries + keys) * (self.head_dim + 8);
+            return halves + 4 * queries * (keys + 4) + numbers + 4;
+        }
+        let rows = 4 * queries * self.head_dim * self.row_tiles();
+        rows + 16 * keys * self.chunk() + numbers
     }
 }
 
@@ -216,8 +261,13 @@ mod tests {
     #[test]
     fn tiles_fit_the_memory_they_are_for() {
         for key in PipelineKey::all() {
-            let limit =
-                if matches!(key.tile, Tile::Small | Tile::Short) { 16 << 10 } else { 32 << 10 };
+            let limit = match key.matrix {
+                // What all adapters with such matrices have.
+                Some(matrix) if matrix.side == 16 => 48 << 10,
+                Some(_) => 32 << 10,
+                None if matches!(key.tile, Tile::Small | Tile::Short) => 16 << 10,
+                None => 32 << 10,
+            };
             assert!(key.workgroup_bytes() <= limit, "{key}: {}", key.workgroup_bytes());
         }
     }
