@@ -13,7 +13,7 @@ use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 27] = [
+const TESTS: [(&str, Test); 34] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune),
     ("matches_the_oracle", gpu_suite::oracle::every_factor),
     ("gradients_match_the_oracle", gpu_suite::gradients::every_factor),
@@ -41,7 +41,17 @@ const TESTS: [(&str, Test); 27] = [
     ("examples_run", gpu_suite::own_device::examples),
     ("a_future_yields", gpu_suite::waiting::yields),
     ("every_error_is_typed", gpu_suite::bad_input::every_error),
+    ("matrix_kernels_match_the_oracle", gpu_suite::oracle::every_factor_of_matrices),
+    ("matrix_kernels_at_hard_geometries", gpu_suite::matrix::hard_geometries),
+    ("matrix_kernels_give_the_same_bits", gpu_suite::matrix::same_bits),
+    ("unchecked_matrix_kernels_are_in_bounds", gpu_suite::matrix::checked_shaders),
+    ("gradients_after_matrix_kernels", gpu_suite::matrix::gradients),
+    ("matrix_kernels_are_chosen_and_refused", gpu_suite::matrix::choice),
+    ("matrix_units_that_fail", gpu_suite::matrix::failing),
 ];
+
+/// How tests of kernels with matrices begin: ignored on adapters without.
+const OF_MATRICES: &str = "matri";
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -67,9 +77,14 @@ fn main() -> ExitCode {
     if let Some(gpu) = &gpu {
         let info = &gpu.caps().info;
         println!("adapter: {} ({:?}, {})", info.name, info.backend, info.driver_info);
+        match gpu.matrix() {
+            Some(matrix) => println!("matrix units: {matrix}"),
+            None => println!("matrix units: none, their tests are ignored"),
+        }
     }
     let trials = TESTS.map(|(name, test)| {
-        let absent = gpu.is_none();
+        let of_matrices = name.contains(OF_MATRICES);
+        let absent = gpu.as_ref().is_none_or(|gpu| of_matrices && gpu.matrix().is_none());
         let gpu = gpu.clone();
         let run = move || match &gpu {
             Some(gpu) => {

@@ -14,7 +14,7 @@ use local_attention::{
 
 use super::buffers::{read, read_bytes, upload, upload_bytes};
 use super::layouts::{Placed, place_mask, repeat_keys};
-use super::oracle::{Compared, each_geometry, situations_of};
+use super::oracle::{Compared, Kernels, each_geometry, situations_of};
 use super::{bits, fail, submit};
 use crate::common::gradients::{Truth, case, dout};
 use crate::common::{Case, Noise};
@@ -66,7 +66,7 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
         let lse = forward_of(case, inputs).lse.unwrap();
         Ok(Some((lse.iter().filter(|x| **x == -f32::MAX).count(), lse.len())))
     }
-    each_geometry(gpu, &|gpu, key, case| -> Compared {
+    each_geometry(gpu, Kernels::Tiles, &|gpu, key, case| -> Compared {
         let mut case = case.clone();
         case.shape = case.shape.with_lse();
         let degenerate = match key.storage {

@@ -8,6 +8,7 @@ pub mod gradients;
 pub mod large_window;
 pub mod layouts;
 pub mod long_window;
+pub mod matrix;
 pub mod one_buffer;
 pub mod oracle;
 pub mod own_device;

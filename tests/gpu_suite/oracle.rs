@@ -41,12 +41,16 @@ fn pairs(key: &PipelineKey) -> Vec<(usize, u32, usize, u32)> {
 }
 
 /// Few keys that have every pair of values, chosen greedily.
-fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
+fn covering(gpu: &Gpu, kernels: Kernels) -> Vec<PipelineKey> {
     // Tensors in one buffer, and single features without rotary embedding, which calls on host
     // tensors never need, have tests of their own.
     let mut all = PipelineKey::all();
     let has_f16 = gpu.device().features().contains(wgpu::Features::SHADER_F16);
+    let matrix = (kernels == Kernels::Matrices).then(|| gpu.matrix()).flatten();
     all.retain(|key| {
+        if key.matrix != matrix {
+            return false;
+        }
         // Taken wherever it can be.
         if key.storage == Storage::F16 && !key.vec4 && key.f16_out != has_f16 {
             return false;
@@ -70,13 +74,29 @@ fn covering(gpu: &Gpu) -> Vec<PipelineKey> {
 }
 
 pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
-    each_geometry(gpu, &|gpu, key, case| {
+    every_factor_of(gpu, Kernels::Tiles)
+}
+
+/// The same of kernels with matrices: the factor's value that only some adapters have.
+pub fn every_factor_of_matrices(gpu: &Gpu) -> Result<(), Failed> {
+    every_factor_of(gpu, Kernels::Matrices)
+}
+
+fn every_factor_of(gpu: &Gpu, kernels: Kernels) -> Result<(), Failed> {
+    each_geometry(gpu, kernels, &|gpu, key, case| {
         let result = match key.storage {
             Storage::F16 => compare::<f16>(gpu, case, &case.half()),
             _ => compare::<f32>(gpu, case, &case.inputs()),
         };
         Ok(result?.map(|degenerate| situations_of(case, key, degenerate)))
     })
+}
+
+/// Which kernels are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    Tiles,
+    Matrices,
 }
 
 /// What a comparison on a case says: the situations met, unless the engine refused the case.
@@ -86,9 +106,11 @@ pub type Compared = Result<Option<[bool; 9]>, String>;
 /// situation was met often enough.
 pub fn each_geometry(
     gpu: &Gpu,
+    kernels: Kernels,
     compare: &dyn Fn(&Gpu, &PipelineKey, &Case) -> Compared,
 ) -> Result<(), Failed> {
-    let chosen = covering(gpu);
+    let chosen = covering(gpu, kernels);
+    assert!(!chosen.is_empty(), "no kernel");
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();
     let mut situations = SITUATIONS.map(|name| (name, 0));
@@ -117,10 +139,14 @@ pub fn each_geometry(
             let all = case.k.iter_mut().chain(&mut case.v);
             all.filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
         }
-        let storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
+        let mut storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
         let tile = Tile::ALL[seed as usize / 6 % Tile::ALL.len()];
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
+        if kernels == Kernels::Matrices {
+            options.matrix = Some(true);
+            storage = Storage::F16;
+        }
         let gpu = gpu.with_options(options);
         let mut layouts = Layouts::any(storage);
         layouts.vec4 = true;
@@ -144,7 +170,9 @@ pub fn each_geometry(
             }
         }
     }
-    let missing = coverage.missing_options(LEAST);
+    let mut missing = coverage.missing_options(LEAST);
+    // Which no kernel with matrices has.
+    missing.retain(|option| kernels == Kernels::Tiles || *option != "xpos");
     if !missing.is_empty() {
         failures.push(format!("fewer than {LEAST} cases of {missing:?}"));
     }
@@ -203,13 +231,20 @@ pub fn situations_of(case: &Case, key: &PipelineKey, degenerate: (usize, usize))
 }
 
 /// Output and lse against the oracle: rows that see nothing, and rows; or that the engine refused.
-fn compare<T: GpuElement>(
+pub fn compare<T: GpuElement>(
     gpu: &Gpu,
     case: &Case,
     inputs: &HostInputs<'_, T>,
 ) -> Result<Option<(usize, usize)>, String> {
     let problem = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
-    let budget = ErrorBudget::measure_call(&problem, inputs, &case.call).unwrap();
+    let mut layouts = Layouts::any(T::STORAGE);
+    layouts.vec4 = true;
+    let matrix = gpu.key(&problem, &layouts).map_err(|e| e.to_string())?.matrix.is_some();
+    let budget = match matrix {
+        true => ErrorBudget::measure_f16_products(&problem, inputs, &case.call),
+        false => ErrorBudget::measure_call(&problem, inputs, &case.call),
+    };
+    let budget = budget.unwrap();
     let got = match gpu.forward_blocking(&problem, inputs, &case.call) {
         Err(GpuError::Plan(PlanError::LoopTurns { .. })) => return Ok(None),
         got => got.map_err(|e| e.to_string())?,
@@ -221,8 +256,11 @@ fn compare<T: GpuElement>(
     let wide = inputs.map(|x| f64::from(x.load()));
     let narrow = inputs.map(|x| x.load());
     let truth = Reference::<f64>::new().forward(&problem, &wide, &case.call).unwrap().lse.unwrap();
-    let plain =
-        Reference::<f32>::new().forward(&problem, &narrow, &case.call).unwrap().lse.unwrap();
+    let plain = match matrix {
+        true => Reference::<f32>::new().with_f16_products(),
+        false => Reference::<f32>::new(),
+    };
+    let plain = plain.forward(&problem, &narrow, &case.call).unwrap().lse.unwrap();
     let roundings = 4.0 * 2_f64.powi(-24) * (1.0 + budget.max_logit);
     let empty = truth.iter().filter(|x| **x == f64::from(-f32::MAX)).count();
     let degenerate = (empty, truth.len());
