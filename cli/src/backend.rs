@@ -135,6 +135,14 @@ impl Engines {
 }
 
 impl Chosen {
+    /// Whether a forward pass on f16 tensors runs on matrix units.
+    pub fn uses_matrices(&self, problem: &Problem) -> Result<bool, BadInput> {
+        let Self::Gpu(gpu) = self else { return Ok(false) };
+        let key = gpu.key(problem, &Layouts::any(Storage::F16));
+        let key = key.map_err(|e| BadInput::Usage(format!("--backend gpu: {e}")))?;
+        Ok(key.matrix.is_some())
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Gpu(_) => "gpu",

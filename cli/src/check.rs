@@ -234,12 +234,16 @@ fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, Ba
     let mut gradient_share = args.tolerance;
     if case.dtype() == Dtype::F16 {
         let (problem, inputs) = case.prepare::<f16>(&attention)?;
-        let budget = ErrorBudget::measure(&problem, &inputs)?;
+        let matrices = engine.uses_matrices(&problem)?;
+        let budget = match matrices {
+            true => ErrorBudget::measure_f16_products(&problem, &inputs, &Call::default()),
+            false => ErrorBudget::measure(&problem, &inputs),
+        }?;
         worst = compare("out", &got.out, expected, budget.allowed());
         // Of gradients: what rounding the output to f16 makes of its product with dout.
         let features = problem.shape().value_dim as f64;
         gradient_share = 2_f64.powi(-10) * (1.0 + features.sqrt()) * (1.0 + budget.max_logit);
-        worst.budget = "f16 budget";
+        worst.budget = if matrices { "f16 budget of matrix units" } else { "f16 budget" };
     }
     for (name, gradient) in &got.gradients {
         let Some(expected) = case.expected.get(*name) else { continue };

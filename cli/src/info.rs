@@ -1,7 +1,7 @@
 //! `info`: what this machine offers.
 
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::gpu::{self, Features, Kernel, PipelineKey, wgpu};
+use local_attention::gpu::{self, AdapterCaps, Features, Kernel, PipelineKey, wgpu};
 use serde_json::{Value, json};
 
 use crate::backend::Backend;
@@ -45,6 +45,12 @@ pub fn info(console: Console) -> Result<bool, BadInput> {
             all.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
         };
         lines.push(format!("           features {}", list("features")));
+        if let Some(matrix) = adapter["matrix"].as_object() {
+            let (side, lanes) = (&matrix["side"], &matrix["lanes"]);
+            lines.push(format!(
+                "           matrix units {side}x{side}, f16 with sums in f32, subgroups of {lanes}"
+            ));
+        }
         lines.push(format!("           kernels {}", list("kernels")));
     }
     lines.push("reference  plain loops, f64 or f32".to_owned());
@@ -67,15 +73,19 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
     let features = [
         ("SHADER_F16", wgpu::Features::SHADER_F16),
         ("SUBGROUP", wgpu::Features::SUBGROUP),
+        ("EXPERIMENTAL_COOPERATIVE_MATRIX", wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
         ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY),
     ];
     let features = features.iter().filter(|(_, f)| adapter.features().contains(*f));
+    // As reported: a device that is made is tested first.
+    let matrix = AdapterCaps::of(adapter).matrix;
     let room = limits.max_compute_workgroup_storage_size;
     let runs = |key: &PipelineKey| {
         key.workgroup_bytes() <= room
             && key.threads() <= limits.max_compute_invocations_per_workgroup
             && key.threads() <= limits.max_compute_workgroup_size_x
             && limits.max_storage_buffers_per_shader_stage >= 8
+            && (key.matrix.is_none() || key.matrix == matrix)
             && (!key.f16_out || adapter.features().contains(wgpu::Features::SHADER_F16))
             // Options that change no tile are no variants.
             && !key.dropout && key.features == Features::Plain && key.kernel == Kernel::Forward
@@ -87,6 +97,7 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
         "type": format!("{:?}", info.device_type),
         "driver": info.driver_info,
         "features": features.map(|(name, _)| *name).collect::<Vec<_>>(),
+        "matrix": matrix.map(|m| json!({ "side": m.side, "lanes": m.lanes })),
         "limits": {
             "max_storage_buffer_binding_size": limits.max_storage_buffer_binding_size,
             "max_compute_workgroup_storage_size": room,

@@ -55,7 +55,7 @@ pub struct BenchArgs {
     /// Adapter of the GPU engine: a part of its name, or its number.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// Tile of the GPU kernels, or fastest: measured once, and kept in the user's cache directory [default: by rules].
+    /// Tile of the GPU kernels, or matrix: on matrix units, of f16 tensors; or fastest: measured once, and kept in the user's cache directory [default: by rules].
     #[arg(long, value_parser = tile::parse_tile, value_name = "NAME")]
     tile: Option<tile::TileChoice>,
     /// Threads of the CPU engine and of peers; several numbers compare them [default: all].

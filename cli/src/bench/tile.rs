@@ -11,14 +11,19 @@ use crate::error::BadInput;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TileChoice {
     One(Tile),
+    Matrix,
     Fastest,
 }
 
 pub fn parse_tile(text: &str) -> Result<TileChoice, String> {
     let tile = Tile::ALL.into_iter().find(|tile| tile.name() == text).map(TileChoice::One);
     let names: Vec<_> = Tile::ALL.iter().map(|t| t.name()).collect();
-    tile.or((text == "fastest").then_some(TileChoice::Fastest))
-        .ok_or_else(|| format!("it must be one of {}, fastest", names.join(", ")))
+    match (tile, text) {
+        (Some(tile), _) => Ok(tile),
+        (None, "matrix") => Ok(TileChoice::Matrix),
+        (None, "fastest") => Ok(TileChoice::Fastest),
+        _ => Err(format!("it must be one of {}, matrix, fastest", names.join(", "))),
+    }
 }
 
 impl TileChoice {
@@ -33,6 +38,15 @@ impl TileChoice {
             Self::One(tile) => {
                 let mut options = gpu.options().clone();
                 options.tile = Some(tile);
+                gpu.with_options(options)
+            }
+            Self::Matrix if gpu.matrix().is_none() => {
+                let why = format!("--tile matrix: {} has no matrix units", gpu.caps().info.name);
+                return Err(BadInput::Usage(why));
+            }
+            Self::Matrix => {
+                let mut options = gpu.options().clone();
+                options.matrix = Some(true);
                 gpu.with_options(options)
             }
         }))
