@@ -118,8 +118,8 @@ fn to_f16<T: Scalar>(x: T) -> T {
 
 /// One packed batch row and what is needed to read it.
 struct Reader<'a, T: Element> {
-    /// Whether products are of numbers rounded to f16.
-    f16_products: bool,
+    /// Whether products are of numbers rounded to f16, and how much farther all are rotated first.
+    f16_products: Option<u32>,
     problem: &'a Problem,
     inputs: &'a HostInputs<'a, T>,
     tables: Option<&'a RotaryTables<T::Accumulator>>,
@@ -134,7 +134,7 @@ pub(crate) fn each_query<T: Scalar + Element<Accumulator = T>>(
     mut each: impl FnMut(usize, usize, Row<T>),
 ) -> Result<(), RunError> {
     let each = |seen: Seen<'_, '_, T>| each(seen.b, seen.t, seen.row);
-    each_query_seen(problem, inputs, queries, false, each)
+    each_query_seen(problem, inputs, queries, None, each)
 }
 
 /// The same, with the query and the keys of its window.
@@ -142,7 +142,7 @@ fn each_query_seen<T: Scalar + Element<Accumulator = T>>(
     problem: &Problem,
     inputs: &HostInputs<'_, T>,
     queries: Range<usize>,
-    f16_products: bool,
+    f16_products: Option<u32>,
     mut each: impl FnMut(Seen<'_, '_, T>),
 ) -> Result<(), RunError> {
     problem.check_inputs(inputs)?;
@@ -151,7 +151,8 @@ fn each_query_seen<T: Scalar + Element<Accumulator = T>>(
     }
     let geometry = &problem.geometry;
     let windows = geometry.window_of(queries.start)..geometry.window_of(queries.end - 1) + 1;
-    let tables = tables(problem, &queries, windows.clone())?;
+    let turn = f16_products.map_or(0, i64::from);
+    let tables = tables(problem, &queries, windows.clone(), turn)?;
     let mut reader = Reader { f16_products, problem, inputs, tables: tables.as_ref(), b: 0 };
     for b in 0..problem.batch {
         reader.b = b;
@@ -173,6 +174,7 @@ fn tables<T: Scalar>(
     problem: &Problem,
     queries: &Range<usize>,
     windows: Range<usize>,
+    turn: i64,
 ) -> Result<Option<RotaryTables<T>>, RunError> {
     let Some(spec) = &problem.rotary else { return Ok(None) };
     let geometry = &problem.geometry;
@@ -188,10 +190,17 @@ fn tables<T: Scalar>(
         hull(hull(k, geometry.slot_of(w, start)), geometry.slot_of(w, end - 1))
     });
     let lags = if k.is_empty() { 0..0 } else { q.start - k.end + 1..q.end - k.start };
-    RotaryTables::new(spec, &[q, k], &[lags]).map(Some)
+    // A range without positions stays one.
+    let turned = |r: Range<i64>| if r.is_empty() { r } else { r.start + turn..r.end + turn };
+    RotaryTables::new(spec, &[turned(q), turned(k)], &[lags]).map(Some)
 }
 
 impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
+    /// How much farther queries and keys are rotated.
+    fn turn(&self) -> i64 {
+        self.f16_products.map_or(0, i64::from)
+    }
+
     /// The real keys that a window gathers, normalised and rotated, one after the other.
     fn gather_keys(&self, window: usize) -> Result<Vec<T>, RunError> {
         let (geometry, d) = (&self.problem.geometry, self.problem.shape.head_dim);
@@ -206,13 +215,13 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
             let key = &mut keys[at..];
             let norm = key.iter().map(|&x| x * x).sum::<T>().sqrt().max(T::of(1e-12));
             let normalise = |key: &mut [T]| key.iter_mut().for_each(|x| *x = *x / norm);
-            if self.problem.shared_qk && !self.f16_products {
+            if self.problem.shared_qk && self.f16_products.is_none() {
                 normalise(key);
             }
             if let Some(tables) = &self.tables {
-                tables.rotate(key, geometry.slot_of(window, u) as i64, &mut buffer);
+                tables.rotate(key, geometry.slot_of(window, u) as i64 + self.turn(), &mut buffer);
             }
-            if self.f16_products {
+            if self.f16_products.is_some() {
                 key.iter_mut().for_each(|x| *x = to_f16(*x));
                 if self.problem.shared_qk {
                     normalise(key);
@@ -237,13 +246,13 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
         let (mut q, _) = reserve("features", &[d])?;
         // Rounded ones are scaled once they are.
         let scale = T::of(problem.scale);
-        let first = if *f16_products { T::one() } else { scale };
+        let first = if f16_products.is_some() { T::one() } else { scale };
         q.extend((0..d).map(|c| view.at(t - problem.shape.query.start, c) * first));
         let mut buffer = zeros("features", &[d])?;
         if let Some(tables) = tables {
-            tables.rotate(&mut q, position, &mut buffer);
+            tables.rotate(&mut q, position + self.turn(), &mut buffer);
         }
-        if *f16_products {
+        if f16_products.is_some() {
             q.iter_mut().for_each(|x| *x = to_f16(*x) * scale);
         }
         let mut dot = |u: usize, k: &[T]| -> T {

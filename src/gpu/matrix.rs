@@ -5,8 +5,9 @@ use half::f16;
 use super::autotune::random_inputs;
 use super::device::{AdapterCaps, Gpu, GpuOptions};
 use super::error::GpuError;
-use super::plan::Layouts;
+use super::plan::{Layouts, geometry};
 use super::shader::{Matrix, PipelineKey, Storage, Tile};
+use super::tuning::Variant;
 use crate::{
     AttentionShape, Call, Engine, LocalAttention, LocalAttentionConfig, Problem, Reference,
 };
@@ -75,8 +76,11 @@ impl Gpu {
         let matrix = Some(self.matrix()?);
         let options = self.options();
         // What software calls matrix units are loops.
-        let pays = options.tile.is_none() && !self.caps().is_software();
-        let wanted = options.matrix.unwrap_or(pays);
+        let pays = || match self.known(&(key.without_tile(), geometry(problem))) {
+            Some(variant) => variant == Variant::Matrix,
+            None => !self.caps().is_software(),
+        };
+        let wanted = options.matrix.unwrap_or_else(|| options.tile.is_none() && pays());
         let xpos = problem.rotary.as_ref().is_some_and(|r| r.xpos_scale_base.is_some());
         let can = key.storage == Storage::F16 && problem.shape.head_dim <= MAX_HEAD_DIM && !xpos;
         let tile = Tile::Small;
@@ -111,7 +115,7 @@ impl Gpu {
         let inputs = random_inputs::<f16>(&problem)?;
         let call = Call::default();
         let got = gpu.forward(&problem, &inputs, &call).await?;
-        let host = Reference::<f32>::new().with_f16_products();
+        let host = Reference::<f32>::new().with_f16_products(0);
         let truth = host.forward(&problem, &inputs.map(f16::to_f32), &call)?;
         Ok(agree(got.out.iter().map(|x| x.to_f32()), &truth.out))
     }

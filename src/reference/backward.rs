@@ -32,7 +32,7 @@ pub(super) fn backward<T: Scalar + Element<Accumulator = T>>(
     };
     let keep = KeepMask::new(problem.dropout, call);
     let mut failed = Ok(());
-    each_query_seen(problem, inputs, problem.shape.query.clone(), false, |seen| {
+    each_query_seen(problem, inputs, problem.shape.query.clone(), None, |seen| {
         if failed.is_ok() {
             failed = gradients.add(problem, inputs, saved, keep.as_ref(), seen);
         }

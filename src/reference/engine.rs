@@ -31,21 +31,24 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference<T> {
-    f16_products: bool,
+    f16_products: Option<u32>,
     element: PhantomData<T>,
 }
 
 impl<T> Reference<T> {
     /// The oracle.
     pub fn new() -> Self {
-        Self { f16_products: false, element: PhantomData }
+        Self { f16_products: None, element: PhantomData }
     }
 
     /// Rounds what is multiplied in a forward pass to f16, as matrix units take it: rotated queries and keys, and weights.
     /// The plain evaluation that kernels with matrices are measured by ([`ErrorBudget`](crate::ErrorBudget)).
+    ///
+    /// `turn`: by how many positions all is rotated farther, which changes no product but for what rounding makes of it:
+    /// engines count positions from where they like.
     #[must_use]
-    pub fn with_f16_products(self) -> Self {
-        Self { f16_products: true, ..self }
+    pub fn with_f16_products(self, turn: u32) -> Self {
+        Self { f16_products: Some(turn), ..self }
     }
 }
 
@@ -76,7 +79,7 @@ impl<T: Scalar + Element<Accumulator = T>> Engine<T> for Reference<T> {
                 if let Some(lse) = lse.get_mut(at) {
                     *lse = row_lse;
                 }
-                let rounds = self.f16_products && row_lse != T::of(DEGENERATE_LSE);
+                let rounds = self.f16_products.is_some() && row_lse != T::of(DEGENERATE_LSE);
                 let f16_sum = if rounds { row.f16_sum(row_lse) } else { T::one() };
                 let v = inputs.v.packed_row(problem.kv_row(b), 2);
                 let counts = |s: &&Span<T>| s.weight != T::zero() && s.holds != Holds::Zero;
