@@ -12,7 +12,7 @@ use super::plan::{Layouts, Plan, geometry};
 use super::scope::checked;
 use super::shader::{PipelineKey, Storage, Tile};
 use super::tensor::Dtype;
-use super::tuning::{self, Choice, TuningCache};
+use super::tuning::{self, Choice, TuningCache, Variant};
 use super::workspace::Workspace;
 use crate::engine::reserve;
 use crate::{Call, HostInputs, HostTensor, Problem, RunError};
@@ -30,9 +30,9 @@ const MOST_CALLS: usize = 64;
 pub struct Tuned {
     /// The kernel that plans of the problem run on from now on.
     pub key: PipelineKey,
-    /// The candidates' tiles with seconds a forward pass, medians; empty where there was nothing to measure: the
-    /// choice was known, or forced by [`GpuOptions::tile`](super::GpuOptions), or there is no result to compute.
-    pub measured: Vec<(Tile, f64)>,
+    /// The candidates with seconds a forward pass, medians; empty where there was nothing to measure: the choice was
+    /// known, or forced by [`GpuOptions::tile`](super::GpuOptions) or `matrix`, or there is no result to compute.
+    pub measured: Vec<(PipelineKey, f64)>,
     /// Why the cache could not be read or written, if it could not: the choice holds for this [`Gpu`] and its clones all
     /// the same.
     pub cache_error: Option<String>,
@@ -97,51 +97,59 @@ impl Gpu {
             Ok(choices) => {
                 let ours = |c: &Choice| c.adapter == adapter && c.driver == driver;
                 for choice in choices.into_iter().flatten().filter(ours) {
-                    self.know(choice.kernel, choice.geometry, choice.tile);
+                    self.know(choice.kernel, choice.geometry, choice.variant);
                 }
             }
             Err(e) => cache_error = Some(e.to_string()),
         }
         let key = self.key(problem, layouts)?;
-        let of = (key.without_tile(), geometry(problem));
-        if self.options().tile.is_some() || self.known(&of).is_some() {
+        let of = (self.tile_key(problem, layouts)?.without_tile(), geometry(problem));
+        let options = self.options();
+        let forced = options.tile.is_some() || options.matrix == Some(true);
+        if forced || self.known(&of).is_some() {
             return Ok(Tuned { key, measured: Vec::new(), cache_error });
         }
         let measured = match layouts.storage {
             Storage::F32 => self.measure::<f32>(problem, layouts, wait).await?,
             Storage::F16 => self.measure::<f16>(problem, layouts, wait).await?,
         };
-        let Some((tile, _)) = measured.iter().min_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
+        let Some((fastest, _)) = measured.iter().min_by(|a, b| a.1.total_cmp(&b.1)).copied() else {
             return Ok(Tuned { key, measured, cache_error });
         };
         let (kernel, geometry) = of;
-        self.know(kernel.clone(), geometry.clone(), tile);
-        let choice = Choice { adapter, driver, kernel, geometry, tile };
+        let variant = Variant::of(&fastest);
+        self.know(kernel.clone(), geometry.clone(), variant);
+        let choice = Choice { adapter, driver, kernel, geometry, variant };
         if let Some(Err(e)) = cache.map(|cache| cache.add(&choice)) {
             cache_error = Some(e.to_string());
         }
-        Ok(Tuned { key: PipelineKey { tile, ..key }, measured, cache_error })
+        Ok(Tuned { key: fastest, measured, cache_error })
     }
 
-    /// Seconds a forward pass with each tile that can carry it out.
+    /// Seconds a forward pass with each kernel that can carry it out.
     async fn measure<T: GpuElement>(
         &self,
         problem: &Problem,
         layouts: &Layouts,
         wait: Wait,
-    ) -> Result<Vec<(Tile, f64)>, GpuError> {
+    ) -> Result<Vec<(PipelineKey, f64)>, GpuError> {
         let inputs = random_inputs::<T>(problem)?;
         let outcome = Outcome {
             elements: padded(problem.shape.value_dim),
             dtype: Dtype::from(layouts.storage),
         };
         let mut plans: Vec<(Plan, Chunk)> = Vec::new();
-        for tile in Tile::ALL {
+        let tiles = Tile::ALL.map(Variant::Tile).into_iter();
+        let matrices = self.matrix().filter(|_| self.options().matrix != Some(false));
+        for variant in tiles.chain(matrices.map(|_| Variant::Matrix)) {
             let mut options = self.options().clone();
-            options.tile = Some(tile);
+            options.matrix = Some(variant == Variant::Matrix);
+            if let Variant::Tile(tile) = variant {
+                options.tile = Some(tile);
+            }
             let plan = match self.with_options(options).plan(problem, layouts).await {
-                Ok(plan) if plan.key().tile == tile => plan,
-                // No room for it, or loops that the adapter would end.
+                Ok(plan) if Variant::of(&plan.key()) == variant => plan,
+                // No room for it, no such kernel, or loops that the adapter would end.
                 Ok(_) | Err(PlanError::LoopTurns { .. }) => continue,
                 Err(e) => return Err(e.into()),
             };
@@ -191,8 +199,8 @@ impl Gpu {
             samples.sort_by(f64::total_cmp);
             samples[samples.len() / 2] * all / queries as f64
         };
-        let tiles = plans.iter().map(|(plan, _)| plan.key().tile);
-        Ok(tiles.zip(candidates).map(|(t, (_, queries, s))| (t, seconds(s, queries))).collect())
+        let keys = plans.iter().map(|(plan, _)| plan.key());
+        Ok(keys.zip(candidates).map(|(k, (_, queries, s))| (k, seconds(s, queries))).collect())
     }
 }
 

@@ -10,6 +10,8 @@ use super::bindings;
 use super::error::{DeviceError, PlanError};
 use super::scope::checked;
 use super::shader::{Matrix, PipelineKey, Tile};
+#[cfg(not(target_arch = "wasm32"))]
+use super::tuning::Variant;
 
 /// What the adapter of a device is.
 ///
@@ -148,9 +150,9 @@ struct Shared {
     /// Whether matrix units were found to work.
     #[cfg(not(target_arch = "wasm32"))]
     matrix_works: AtomicBool,
-    /// Tiles that were found fastest, by kernel and geometry.
+    /// What was found fastest, by kernel and geometry.
     #[cfg(not(target_arch = "wasm32"))]
-    tuned: Mutex<HashMap<(String, String), Tile>>,
+    tuned: Mutex<HashMap<(String, String), Variant>>,
 }
 
 /// All adapters of this machine that compute, best first: discrete, integrated, other, software.
@@ -353,16 +355,16 @@ impl Gpu {
         self.shared.dispatches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Remembers the fastest tile of a kernel and a geometry.
+    /// Remembers what is fastest for a kernel and a geometry.
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn know(&self, kernel: String, geometry: String, tile: Tile) {
+    pub(super) fn know(&self, kernel: String, geometry: String, variant: Variant) {
         let mut tuned = self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner);
-        tuned.insert((kernel, geometry), tile);
+        tuned.insert((kernel, geometry), variant);
     }
 
     /// The one that is remembered.
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn known(&self, of: &(String, String)) -> Option<Tile> {
+    pub(super) fn known(&self, of: &(String, String)) -> Option<Variant> {
         let tuned = self.shared.tuned.lock().unwrap_or_else(PoisonError::into_inner);
         tuned.get(of).copied()
     }

@@ -8,6 +8,8 @@ use super::loops;
 use super::params::Params;
 use super::scope::checked;
 use super::shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage, Tile};
+#[cfg(not(target_arch = "wasm32"))]
+use super::tuning::Variant;
 use super::uniforms;
 use crate::{Call, Problem};
 
@@ -204,7 +206,11 @@ impl Gpu {
     }
 
     /// The kernel without matrices.
-    fn tile_key(&self, problem: &Problem, layouts: &Layouts) -> Result<PipelineKey, PlanError> {
+    pub(super) fn tile_key(
+        &self,
+        problem: &Problem,
+        layouts: &Layouts,
+    ) -> Result<PipelineKey, PlanError> {
         let shape = problem.shape();
         if shape.head_dim > MAX_HEAD_DIM {
             return Err(PlanError::HeadDim { got: shape.head_dim, max: MAX_HEAD_DIM });
@@ -242,7 +248,10 @@ impl Gpu {
         #[cfg(target_arch = "wasm32")]
         let tuned = || None;
         #[cfg(not(target_arch = "wasm32"))]
-        let tuned = || self.known(&(key.without_tile(), geometry(problem)));
+        let tuned = || match self.known(&(key.without_tile(), geometry(problem)))? {
+            Variant::Tile(tile) => Some(tile),
+            Variant::Matrix => None,
+        };
         let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
         let better = PipelineKey { tile, ..key };
         let key = PipelineKey { tile: little, ..key };

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::device::AdapterCaps;
-use super::shader::Tile;
+use super::shader::{PipelineKey, Tile};
 
 /// A file that keeps what [`Gpu::autotune`](super::Gpu::autotune) found, for every adapter and driver. What another version of
 /// the crate or another driver found is not used, and goes when the file is written next.
@@ -30,10 +30,37 @@ pub struct TuningCache {
 pub(super) struct Choice {
     pub(super) adapter: String,
     pub(super) driver: String,
-    /// The kernel, but for its tile.
+    /// The kernel, but for its tile or matrices.
     pub(super) kernel: String,
     pub(super) geometry: String,
-    pub(super) tile: Tile,
+    pub(super) variant: Variant,
+}
+
+/// What there is to choose among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Variant {
+    Tile(Tile),
+    /// Matrix units.
+    Matrix,
+}
+
+impl Variant {
+    /// That of a kernel.
+    pub(super) fn of(key: &PipelineKey) -> Self {
+        if key.matrix.is_some() { Self::Matrix } else { Self::Tile(key.tile) }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tile(tile) => tile.name(),
+            Self::Matrix => "matrix",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        let all = Tile::ALL.into_iter().map(Self::Tile).chain([Self::Matrix]);
+        all.into_iter().find(|variant| variant.name() == name)
+    }
 }
 
 /// The first line of a file of this version.
@@ -88,8 +115,8 @@ impl TuningCache {
         let new = beside(".new");
         let mut file = File::create(&new)?;
         writeln!(file, "{HEADER}")?;
-        for Choice { adapter, driver, kernel, geometry, tile } in &all {
-            writeln!(file, "{adapter}\t{driver}\t{kernel}\t{geometry}\t{}", tile.name())?;
+        for Choice { adapter, driver, kernel, geometry, variant } in &all {
+            writeln!(file, "{adapter}\t{driver}\t{kernel}\t{geometry}\t{}", variant.name())?;
         }
         file.sync_all()?;
         fs::rename(new, &self.path)
@@ -103,9 +130,9 @@ fn parse(text: &str) -> Vec<Choice> {
     }
     let choice = |line: &str| {
         let fields: Vec<_> = line.split('\t').map(str::to_owned).collect();
-        let [adapter, driver, kernel, geometry, tile] = <[String; 5]>::try_from(fields).ok()?;
-        let tile = Tile::ALL.into_iter().find(|t| t.name() == tile)?;
-        Some(Choice { adapter, driver, kernel, geometry, tile })
+        let [adapter, driver, kernel, geometry, variant] = <[String; 5]>::try_from(fields).ok()?;
+        let variant = Variant::named(&variant)?;
+        Some(Choice { adapter, driver, kernel, geometry, variant })
     };
     lines.filter_map(choice).collect()
 }
@@ -126,7 +153,8 @@ mod tests {
     fn choice(geometry: &str, tile: Tile) -> Choice {
         let [adapter, driver] = ["a GPU", "1.0"].map(str::to_owned);
         let kernel = "forward-f32-d64".to_owned();
-        Choice { adapter, driver, kernel, geometry: geometry.to_owned(), tile }
+        let (geometry, variant) = (geometry.to_owned(), Variant::Tile(tile));
+        Choice { adapter, driver, kernel, geometry, variant }
     }
 
     #[test]
@@ -137,7 +165,7 @@ mod tests {
         let (one, two) = (choice("n 1", Tile::Small), choice("n 2", Tile::Large));
         cache.add(&one).unwrap();
         cache.add(&two).unwrap();
-        let changed = Choice { tile: Tile::Tall, ..one.clone() };
+        let changed = Choice { variant: Variant::Matrix, ..one.clone() };
         cache.add(&changed).unwrap();
         assert_eq!(cache.read().unwrap(), [two, changed.clone()]);
         let other = Choice { adapter: "another GPU".to_owned(), ..one.clone() };

@@ -32,9 +32,12 @@ pub fn autotune(suite: &Gpu) -> Result<(), Failed> {
     assert!(tuned.measured.len() > 1, "{tuned:?}");
     assert!(tuned.measured.iter().all(|(_, seconds)| *seconds > 0.0 && seconds.is_finite()));
     let fastest = tuned.measured.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
-    assert_eq!((tuned.key.tile, &tuned.cache_error), (fastest, &None));
+    assert_eq!((tuned.key, &tuned.cache_error), (fastest, &None));
+    // Matrix units are one of the candidates where there are some.
+    let matrices = tuned.measured.iter().filter(|(key, _)| key.matrix.is_some()).count();
+    assert_eq!(matrices, usize::from(suite.matrix().is_some()));
     let mut by_rules = another(suite)?.key(&problem, &layouts).map_err(fail)?;
-    by_rules.tile = fastest;
+    (by_rules.tile, by_rules.matrix) = (fastest.tile, fastest.matrix);
     assert_eq!(tuned.key, by_rules);
 
     // By the same engine, and by another one with the cache.
@@ -63,7 +66,8 @@ pub fn autotune(suite: &Gpu) -> Result<(), Failed> {
     forced.tile = Some(Tile::Small);
     let rules = another(suite)?.key(&problem, &layouts).map_err(fail)?.tile;
     for tile in [Tile::Small, Tile::Short] {
-        let renamed = kept.replace(&named(fastest), &named(tile));
+        let found = fastest.matrix.map_or(named(fastest.tile), |_| "\tmatrix\n".to_owned());
+        let renamed = kept.replace(&found, &named(tile));
         let old = renamed.replace(&format!("\t{driver}\t"), "\tan older driver\t");
         for (text, expected) in [(old, rules), (renamed, tile)] {
             std::fs::write(cache.path(), text).map_err(fail)?;
