@@ -34,9 +34,13 @@ pub struct ErrorBudget {
 }
 
 impl ErrorBudget {
-    /// Where evaluations with f16 products count rotary positions from: one alone would be exact at position 0, and with few
-    /// numbers as lucky elsewhere.
-    pub const TURNS: [u32; 4] = [0, 13, 41, 97];
+    /// By how much farther than by its slots all is rotated in evaluations with f16 products, one after the other: engines
+    /// count positions from where they like, roundings depend on it, and those of one evaluation of few numbers may be
+    /// lucky, as they are at position 0, where there are none. Without rotary embeddings all are the same.
+    pub fn turns(problem: &Problem) -> &'static [u32] {
+        const TURNS: [u32; 16] = [0, 1, 3, 7, 13, 23, 41, 57, 74, 97, 118, 151, 187, 211, 239, 260];
+        if problem.rotary.is_some() { &TURNS } else { &TURNS[..1] }
+    }
 
     /// Runs the oracle in f64 and in f32.
     ///
@@ -62,8 +66,8 @@ impl ErrorBudget {
     }
 
     /// The same of an engine that multiplies on matrix units: the plain evaluation rounds what is multiplied to f16 too, as
-    /// [`Reference::with_f16_products`] says, and `err_plain` is the largest of those that count positions from
-    /// [`TURNS`](Self::TURNS).
+    /// [`Reference::with_f16_products`] says, and `err_plain` is the largest of all
+    /// [`turns`](Self::turns).
     ///
     /// # Errors
     /// As [`Engine::forward`].
@@ -72,12 +76,9 @@ impl ErrorBudget {
         inputs: &HostInputs<'_, T>,
         call: &Call,
     ) -> Result<Self, RunError> {
-        Self::measure_plain(
-            problem,
-            inputs,
-            call,
-            &Self::TURNS.map(|t| Reference::new().with_f16_products(t)),
-        )
+        let plain = |turn: &u32| Reference::new().with_f16_products(*turn);
+        let plain: Vec<_> = Self::turns(problem).iter().map(plain).collect();
+        Self::measure_plain(problem, inputs, call, &plain)
     }
 
     fn measure_plain<T: Element>(

@@ -175,7 +175,7 @@ fn bad_input() {
         (&["--compare", &empty], "holds no rows"),
         (&["--threads", "1,1", "--backend", "cpu"], "--threads 1,1: each number"),
         (&["--tile", "small", "--backend", "cpu"], "only the GPU engine has tiles"),
-        (&["--tile", "huge"], "small, large, short, tall, fastest"),
+        (&["--tile", "huge"], "small, large, short, tall, matrix, fastest"),
         (&["--threads", "1,2", "--backend", "reference"], "only the CPU engine has threads"),
         (&["--threads", "2", "--backend", "reference"], "only the CPU engine has threads"),
         (&["--isa", "portable", "--backend", "reference"], "only the CPU engine has a choice"),

@@ -104,9 +104,7 @@ impl Gpu {
 
     /// Whether a kernel with matrices computes what the host does.
     async fn matrix_agrees(&self) -> Result<bool, GpuError> {
-        let mut options = GpuOptions::default();
-        options.matrix = Some(true);
-        let gpu = self.with_options(options);
+        let gpu = self.with_options(GpuOptions { matrix: Some(true), ..GpuOptions::default() });
         let Some(problem) = small_problem() else { return Ok(false) };
         let layouts = Layouts::contiguous(Storage::F16, &problem);
         if gpu.key(&problem, &layouts)?.matrix.is_none() {

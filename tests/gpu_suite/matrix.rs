@@ -81,6 +81,7 @@ pub fn hard_geometries(gpu: &Gpu) -> Result<(), Failed> {
             .map_err(|e| format!("{:?}, {:?}: {e}", case.config, case.shape))?
             .ok_or("refused")?;
     }
+    long_window(&gpu)?;
     // NaN that every query sees.
     let mut data = vec![f16::from_f32(0.5); 32];
     let x = HostTensor::new(data.clone(), [8, 4]).unwrap();
@@ -91,6 +92,32 @@ pub fn hard_geometries(gpu: &Gpu) -> Result<(), Failed> {
     insist(&gpu, &problem)?;
     let out = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
     assert!(out.iter().all(|x| x.is_nan()), "a NaN key that all see: {out:?}");
+    Ok(())
+}
+
+/// The longest window that a kernel with matrices takes (adapters end loops), up to 16,384 keys, each with a larger logit than
+/// the last: outputs are scaled in every tile, and a key that is missing is the one that counts.
+fn long_window(gpu: &Gpu) -> Result<(), Failed> {
+    for d in [64, 128] {
+        let long = |tiles: usize| {
+            let w = tiles * 32;
+            let config = LocalAttentionConfig::new(w as i64).causal(true).look_backward(0);
+            let shape = AttentionShape::new([], w, d).with_value_dim(8).with_query(w - 32..w);
+            case(config.scale(0.25), shape, d)
+        };
+        let takes = |tiles: usize| insist(gpu, &long(tiles).problem()).is_ok();
+        let most = (1..=512).rev().find(|tiles| takes(*tiles)).ok_or("no window is taken")?;
+        assert!(most >= 64, "d {d}: only {most} tiles");
+        let mut case = long(most);
+        case.q.iter_mut().chain(&mut case.k).for_each(|x| *x = 0.0);
+        case.q.chunks_mut(d).for_each(|q| q[0] = 1.0);
+        for (i, k) in case.k.chunks_mut(d).enumerate() {
+            k[0] = i as f32;
+        }
+        compare::<f16>(gpu, &case, &case.half())
+            .map_err(|e| format!("d {d}, {most} tiles: {e}"))?
+            .ok_or("refused")?;
+    }
     Ok(())
 }
 
@@ -225,8 +252,8 @@ pub fn gradients(gpu: &Gpu) -> Result<(), Failed> {
         let truth = parts(&backward(&truth, &case, &wide, &forward, &wide_grad));
         let forward = gpu.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
         // From what plain evaluations leave.
-        let plain = ErrorBudget::TURNS.map(|turn| {
-            let host = Reference::<f32>::new().with_f16_products(turn);
+        let plain = ErrorBudget::turns(&problem).iter().map(|turn| {
+            let host = Reference::<f32>::new().with_f16_products(*turn);
             let host = host.forward(&problem, &inputs.map(f16::to_f32), &case.call).unwrap();
             let mut rounded = forward.clone();
             rounded.out = host.out.iter().map(|&x| f16::from_f32(x)).collect();
@@ -234,6 +261,7 @@ pub fn gradients(gpu: &Gpu) -> Result<(), Failed> {
             let plain: Gradients<f16> = backward(&Cpu::new(), &case, &inputs, &rounded, &grad);
             parts(&plain)
         });
+        let plain: Vec<_> = plain.collect();
         let dout = HostTensor::new(&grad[..], problem.out_shape()).unwrap();
         let saved = BackwardInputs::new(&problem, &forward, dout).unwrap();
         let got = gpu.backward_blocking(&problem, &inputs, &saved, &case.call).map_err(fail)?;

@@ -257,7 +257,10 @@ pub fn compare<T: GpuElement>(
     let narrow = inputs.map(|x| x.load());
     let truth = Reference::<f64>::new().forward(&problem, &wide, &case.call).unwrap().lse.unwrap();
     let plain = match matrix {
-        true => ErrorBudget::TURNS.map(|t| Reference::<f32>::new().with_f16_products(t)).to_vec(),
+        true => ErrorBudget::turns(&problem)
+            .iter()
+            .map(|turn| Reference::<f32>::new().with_f16_products(*turn))
+            .collect(),
         false => vec![Reference::<f32>::new()],
     };
     let lse = |plain: &Reference<f32>| plain.forward(&problem, &narrow, &case.call).unwrap().lse;

@@ -194,7 +194,7 @@ impl PipelineKey {
             ("CHUNK", self.chunk()),
             ("PART", self.part()),
         ];
-        if let Some(Matrix { side, lanes }) = self.matrix {
+        if let Some(Matrix { side, lanes, .. }) = self.matrix {
             all.extend([("SIDE", side), ("LANES", lanes)]);
             all.extend(self.matrices());
         }
@@ -206,16 +206,22 @@ impl PipelineKey {
         let (keys, quads) = (u64::from(self.keys()), u64::from(self.chunk()));
         let (rows, threads) = (u64::from(self.row_groups()), u64::from(self.threads()));
         let chunks = (head_dim as u64).div_ceil(4 * quads);
+        let outputs = u64::from(self.head_dim / 4 / self.groups());
         // Loading keys (each loop in it once more than it turns), then their products; and what a
         // compiler may leave of loops over a thread's own numbers.
         let load = keys / rows * (quads / u64::from(self.groups()) + 2) + 1;
+        // Outputs on matrix units, where each tile has larger logits than the last.
+        let scaling = match self.matrix {
+            Some(_) => outputs * (5 * u64::from(self.thread_queries()) + 1),
+            None => 0,
+        };
         Turns {
             scores: chunks * (load + quads + 2) + 40,
-            values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2),
+            values: u64::from(self.value_chunks()) * (keys * quads / threads + keys + 2) + scaling,
             rows: u64::from(self.queries() * self.head_dim / 4) / threads + 1,
             own: u64::from(self.thread_keys() * self.thread_queries() / self.part() * 6),
             queries: u64::from(self.thread_queries()),
-            outputs: u64::from(self.head_dim / 4 / self.groups()),
+            outputs,
         }
     }
 
