@@ -22,6 +22,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const HEADS: usize = 8;
 const D: usize = 64;
 const PAIRS: usize = 7;
+/// Slots a thread of the unfused versions: what a GPU's registers hold, and what software adapters are fastest with.
+const COLUMNS: [u32; 2] = [4, 16];
+const RUNS: usize = COLUMNS.len() + Tile::ALL.len();
 
 fn main() -> Result<()> {
     let gpu = Gpu::request_blocking(&request())?;
@@ -29,9 +32,11 @@ fn main() -> Result<()> {
     println!(
         "b1 h{HEADS} d{D}, causal, one window back, no rotary; medians of {PAIRS} runs in turn"
     );
-    print!("{:>7} {:>7} {:>12}", "n", "window", "unfused ms");
+    println!("unfused: 16 queries by so many slots a thread");
+    print!("{:>7} {:>7}", "n", "window");
+    COLUMNS.iter().for_each(|columns| print!(" {:>9}", format!("16x{columns} ms")));
     Tile::ALL.iter().for_each(|tile| print!(" {:>9}", format!("{} ms", tile.name())));
-    println!("   unfused by fused");
+    println!("   unfused by fused, of each unfused one");
     for (n, window) in [(1024, 64), (1024, 128), (1024, 512), (4096, 128)] {
         compare(&gpu, n, window)?;
     }
@@ -48,20 +53,24 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
     };
     let inputs = [1, 1 << 30, 3 << 29].map(|seed| upload(gpu, &tensor(seed)));
     let zeros = vec![0.0; HEADS * n * D];
-    let outs = [(); 1 + Tile::ALL.len()].map(|()| upload(gpu, &zeros));
+    let outs = [(); RUNS].map(|()| upload(gpu, &zeros));
     let mut fused = Vec::new();
-    for (tile, out) in Tile::ALL.into_iter().zip(&outs[1..]) {
+    for (tile, out) in Tile::ALL.into_iter().zip(&outs[COLUMNS.len()..]) {
         let mut options = GpuOptions::default();
         options.tile = Some(tile);
         fused.push(Fused::new(&gpu.with_options(options), &problem, &inputs, out)?);
     }
-    let unfused = Unfused::new(gpu, n, window, &inputs, &outs[0]);
-    let mut times = [const { Vec::new() }; 1 + Tile::ALL.len()];
+    let unfused = COLUMNS.into_iter().zip(&outs);
+    let unfused = unfused.map(|(c, out)| Unfused::new(gpu, n, window, c, &inputs, out));
+    let unfused: Vec<_> = unfused.collect();
+    let mut times = [const { Vec::new() }; RUNS];
     for run in 0..=PAIRS {
-        let start = Instant::now();
-        unfused.run(gpu)?;
-        let first = start.elapsed();
-        let mut all = vec![first];
+        let mut all = Vec::new();
+        for unfused in &unfused {
+            let start = Instant::now();
+            unfused.run(gpu)?;
+            all.push(start.elapsed());
+        }
         for fused in &mut fused {
             let start = Instant::now();
             fused.run(gpu)?;
@@ -81,10 +90,12 @@ fn compare(gpu: &Gpu, n: usize, window: usize) -> Result<()> {
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     });
-    print!("{n:>7} {window:>7} {:>12.1}", median[0]);
-    median[1..].iter().for_each(|ms| print!(" {ms:>9.1}"));
-    let ratios: Vec<_> = median[1..].iter().map(|ms| format!("{:.2}", median[0] / ms)).collect();
-    println!("   {}", ratios.join(", "));
+    print!("{n:>7} {window:>7}");
+    median.iter().for_each(|ms| print!(" {ms:>9.1}"));
+    let (unfused, fused) = median.split_at(COLUMNS.len());
+    let ratios =
+        |of: &f64| fused.iter().map(|ms| format!("{:.2}", of / ms)).collect::<Vec<_>>().join(", ");
+    println!("   {}", unfused.iter().map(ratios).collect::<Vec<_>>().join("; "));
     Ok(())
 }
 
@@ -134,6 +145,7 @@ impl Unfused {
         gpu: &Gpu,
         n: usize,
         window: usize,
+        columns: u32,
         inputs: &[wgpu::Buffer; 3],
         out: &wgpu::Buffer,
     ) -> Self {
@@ -155,10 +167,11 @@ impl Unfused {
             "unfused",
             &|_| Some(include_str!("unfused/unfused.wgsl")),
             &[],
-            &[("ROWS", 16), ("COLUMNS", 16), ("QUADS", 8)],
+            &[("ROWS", 16), ("COLUMNS", columns), ("QUADS", columns / 2)],
         );
         let text = text.unwrap_or_else(|e| panic!("{e}"));
-        let source = wgpu::ShaderSource::Wgsl(text.into());
+        let source =
+            wgpu::ShaderSource::Wgsl(format!("const COLUMNS = {columns}u;\n{text}").into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: None, source };
         // SAFETY: for these shapes every index is in bounds and every loop ends; the fused kernel is
         // compiled without checks too.

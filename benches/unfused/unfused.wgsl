@@ -1,6 +1,6 @@
 // The same forward pass in three dispatches, scores in memory: what fusing saves. Causal, one window
-// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 by 16 a thread, loops over a
-// thread's own numbers written out as in the fused kernel.
+// back, d = 64, no rotary. Each product is a tile of 64 queries by 32 slots, 16 queries by COLUMNS slots a thread,
+// loops over a thread's own numbers written out as in the fused kernel.
 
 struct Shape {
     n: u32,
@@ -14,12 +14,11 @@ const D = 64u;
 const QUERIES = 64u;
 const SLOTS = 32u;
 const ROWS = 16u;
-// A thread's slots, and threads that share queries.
-const COLUMNS = 16u;
+// Threads that share queries.
 const GROUPS = SLOTS / COLUMNS;
 // A thread's vec4s of values.
 const QUADS = 16u / GROUPS;
-const THREADS = 8u;
+const THREADS = QUERIES / ROWS * GROUPS;
 const ROW = 17u;
 const HIDDEN = -3.4e38;
 

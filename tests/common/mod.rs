@@ -338,7 +338,7 @@ impl Case {
         shape = shape.with_kv_leading([kv_batch]);
         let mut mask = Vec::new();
         if c.chance(40) {
-            mask.extend((0..seq_len).map(|_| noise.bits() % 8 != 0));
+            mask.extend((0..seq_len).map(|_| !noise.bits().is_multiple_of(8)));
             shape = shape.with_mask(1, seq_len);
         }
         let mut bias = Vec::new();
