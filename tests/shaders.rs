@@ -61,11 +61,15 @@ fn translates(key: &PipelineKey, validated: bool) {
         let unknown = key.matrix.is_some() && errors.contains("Invalid capability operand: 6022");
         assert!(out.status.success() || unknown, "{key}: {errors}");
     }
-    let options = msl::Options {
+    let mut options = msl::Options {
         bounds_check_policies: policies,
         fake_missing_bindings: true,
         ..msl::Options::default()
     };
+    if key.matrix.is_some() {
+        // The first version with matrices.
+        options.lang_version = (2, 3);
+    }
     // Metal has no larger matrices.
     if key.matrix.is_none_or(|matrix| matrix.side == 8) {
         let (text, _) =
