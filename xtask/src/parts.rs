@@ -29,7 +29,7 @@ pub const ALL: &[Part] = &[
     },
     Part {
         name: "cpu",
-        what: "every test that needs no GPU, the golden data on every backend, the examples",
+        what: "every test that needs no GPU, the golden data on every backend, the examples, every shader",
         run: cpu,
     },
     Part {
@@ -39,7 +39,7 @@ pub const ALL: &[Part] = &[
     },
     Part {
         name: "gpu",
-        what: "every test of the GPU engine, on lavapipe and on SwiftShader; every shader",
+        what: "every test of the GPU engine, on lavapipe and on SwiftShader",
         run: gpu,
     },
     Part {
@@ -82,7 +82,9 @@ fn docs() -> Result<(), String> {
 }
 
 fn cpu() -> Result<(), String> {
-    cargo(&["test", "--workspace", "--all-features"], &[("LOCAL_ATTENTION_GPU", "off")])?;
+    need("spirv-val", &|| which("spirv-val"), "spirv-tools")?;
+    let env = [("LOCAL_ATTENTION_GPU", "off"), ("LOCAL_ATTENTION_SPIRV_VAL", "require")];
+    cargo(&["test", "--workspace", "--all-features"], &env)?;
     cargo(
         &[
             "test",
@@ -100,7 +102,6 @@ fn cpu() -> Result<(), String> {
 }
 
 fn gpu() -> Result<(), String> {
-    need("spirv-val", &|| which("spirv-val"), "spirv-tools")?;
     let lavapipe = || driver("/usr/share/vulkan/icd.d", "lvp_icd");
     need("a Vulkan driver", &|| lavapipe().is_some(), "mesa-vulkan-drivers")?;
     // SwiftShader comes with Chromium.
@@ -118,7 +119,6 @@ fn gpu() -> Result<(), String> {
     let all = ["--workspace", "--all-features"];
     let with = |words: &[&'static str]| [&words[..1], &all, &words[1..]].concat();
     cargo(&with(&["build", "--examples", "--profile", "test"]), &[])?;
-    cargo(&with(&["test", "--test", "shaders"]), &[("LOCAL_ATTENTION_SPIRV_VAL", "require")])?;
     cargo(&with(&["test", "--test", "gpu", "--no-run"]), &[])?;
     // At the same time: both spend most of it compiling shaders, each on one thread.
     std::thread::scope(|scope| {
