@@ -73,10 +73,13 @@ fn dkv(
     }
 #endif
     if on(DV) {
-        workgroupBarrier();
-        keep_sums(0u);
-        workgroupBarrier();
-        store_values(thread, row_offset(params.lse, packed_row), first_feature);
+        let at = row_offset(params.lse, packed_row);
+        for (var i = 0u; i < TQ; i++) {
+            let key = keys.start + row_group * TQ + i;
+            if key < keys.end {
+                store_values(at + key * params.lse.position, i, first_feature);
+            }
+        }
     }
     if with_keys {
         workgroupBarrier();
@@ -103,15 +106,13 @@ fn put_weights() {
 #endrepeat
 }
 
-fn store_values(thread: u32, at: u32, first_feature: u32) {
-    for (var i = thread; i < QT * QUADS; i += THREADS) {
-        let row = i / QUADS;
-        let key = block.start + row;
-        let feature = first_feature + i % QUADS * 4u;
-        if key < block.end && feature < params.value_dim {
-            let to = at + key * params.lse.position + feature * params.lse.feature;
+fn store_values(at: u32, i: u32, first_feature: u32) {
+    for (var c = 0u; c < OUT; c++) {
+        let feature = first_feature + (c * GROUPS + column_group) * 4u;
+        if feature < params.value_dim {
+            let to = at + feature * params.lse.feature;
             let valid = left(feature, params.value_dim);
-            var x = row_tile[row_quad(row, i % QUADS)];
+            var x = sums[i * SUMS + c];
             if on(ADD) {
                 x += load_second(to, valid);
             }

@@ -113,7 +113,7 @@ impl PipelineKey {
         match self.tile {
             _ if self.matrix.is_some() => 8,
             Tile::Short | Tile::Tall if products && self.features != Features::All => {
-                if self.head_dim <= 64 { 2 } else { 4 }
+                if self.head_dim <= 64 && self.kernel != Kernel::Dkv { 2 } else { 4 }
             }
             _ => 8,
         }
