@@ -67,7 +67,9 @@ pub(super) fn pack_outputs<S: Simd, const MR: usize, T: Element<Accumulator = f3
 
 /// The maximum and the sum of rows whose `lse`, as one number in f32, says too little: those with a bias of -1e9, say,
 /// on all that they see.
-#[inline(always)]
+// Out of line it would lose its instruction set's features; a WebAssembly module has them everywhere, and a size to mind.
+#[cfg_attr(target_arch = "wasm32", inline(never))]
+#[cfg_attr(not(target_arch = "wasm32"), inline(always))]
 fn sum_again<S: Simd, const MR: usize, T: Element<Accumulator = f32>>(
     inputs: &RowInputs<'_, T>,
     scratch: &mut Scratch,
