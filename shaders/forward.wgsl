@@ -8,9 +8,6 @@
 #ifdef DROPOUT
 #import dropout
 #endif
-#ifdef DEGENERATE
-#import average
-#endif
 
 @compute @workgroup_size(THREADS)
 fn forward(
@@ -47,23 +44,7 @@ fn forward(
     }
 
     workgroupBarrier();
-    put(column_group, total);
-    workgroupBarrier();
-    var totals = row_total();
-    let empty = empty_rows(totals);
-#ifdef DEGENERATE
-    if empty != 0u {
-        average_hidden(packed_row, empty, first_feature);
-    }
-#endif
-    let out_at = row_offset(params.out, packed_row);
-    for (var i = 0u; i < TQ; i++) {
-        let query = block.start + row_group * TQ + i;
-        if query < block.end {
-            let row = Row(query, totals[i], ((empty >> i) & 1u) == 1u);
-            finish_row(packed_row, out_at, i, row, first_feature, group.z);
-        }
-    }
+    finish_rows(packed_row, first_feature, group.z);
 }
 
 // Turns logits into weights relative to the rows' new maxima, in `s_tile` and in the sums.

@@ -8,9 +8,6 @@
 #ifdef DROPOUT
 #import dropout
 #endif
-#ifdef DEGENERATE
-#import average
-#endif
 
 // How far a logit may be above what weights are relative to: they stay far below the largest f16.
 const LAZY = 8.0;
@@ -59,23 +56,7 @@ fn forward(
     }
 
     take_outputs(thread);
-    put(column_group, total);
-    workgroupBarrier();
-    var totals = row_total();
-    let empty = empty_rows(totals);
-#ifdef DEGENERATE
-    if empty != 0u {
-        average_hidden(packed_row, empty, first_feature);
-    }
-#endif
-    let out_at = row_offset(params.out, packed_row);
-    for (var i = 0u; i < TQ; i++) {
-        let query = block.start + row_group * TQ + i;
-        if query < block.end {
-            let row = Row(query, totals[i], ((empty >> i) & 1u) == 1u);
-            finish_row(packed_row, out_at, i, row, first_feature, group.z);
-        }
-    }
+    finish_rows(packed_row, first_feature, group.z);
 }
 
 // What each row's outputs are to be multiplied by. Weights are relative to whole powers of 2, so that those factors

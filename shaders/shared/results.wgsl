@@ -1,3 +1,28 @@
+#ifdef DEGENERATE
+#import average
+#endif
+
+// Writes outputs and lse of this thread's queries, whose sums are whole but for what threads of a row share.
+fn finish_rows(packed_row: u32, first_feature: u32, value_block: u32) {
+    put(column_group, total);
+    workgroupBarrier();
+    var totals = row_total();
+    let empty = empty_rows(totals);
+#ifdef DEGENERATE
+    if empty != 0u {
+        average_hidden(packed_row, empty, first_feature);
+    }
+#endif
+    let out_at = row_offset(params.out, packed_row);
+    for (var i = 0u; i < TQ; i++) {
+        let query = block.start + row_group * TQ + i;
+        if query < block.end {
+            let row = Row(query, totals[i], ((empty >> i) & 1u) == 1u);
+            finish_row(packed_row, out_at, i, row, first_feature, value_block);
+        }
+    }
+}
+
 // A query's sum of weights, and whether none is one.
 struct Row {
     query: u32,
