@@ -213,9 +213,14 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
             let at = keys.len();
             keys.extend((0..d).map(|c| k.at(u, c)));
             let key = &mut keys[at..];
-            let norm = key.iter().map(|&x| x * x).sum::<T>().sqrt().max(T::of(1e-12));
-            let normalise = |key: &mut [T]| key.iter_mut().for_each(|x| *x = *x / norm);
-            if self.problem.shared_qk && self.f16_products.is_none() {
+            let squares = |key: &[T]| key.iter().map(|&x| x * x).sum::<T>();
+            let norm = self.problem.shared_qk.then(|| squares(key).sqrt().max(T::of(1e-12)));
+            let normalise = |key: &mut [T]| {
+                if let Some(norm) = norm {
+                    key.iter_mut().for_each(|x| *x = *x / norm);
+                }
+            };
+            if self.f16_products.is_none() {
                 normalise(key);
             }
             if let Some(tables) = &self.tables {
@@ -223,9 +228,7 @@ impl<T: Scalar + Element<Accumulator = T>> Reader<'_, T> {
             }
             if self.f16_products.is_some() {
                 key.iter_mut().for_each(|x| *x = to_f16(*x));
-                if self.problem.shared_qk {
-                    normalise(key);
-                }
+                normalise(key);
             }
         }
         Ok(keys)
