@@ -24,7 +24,7 @@ var<private> by_logit: array<f32, TQ * TK>;
 
 // Blocks of features that values take.
 fn value_blocks() -> u32 {
-    return max((params.value_dim + QUADS * 4u - 1u) / (QUADS * 4u), 1u);
+    return max((params.value_dim + QUADS * 4u - 1u) / (QUADS * 4u), 1u) + opaque_zero();
 }
 
 // Features of the gradient by an output, from one on; 0 where there is none.

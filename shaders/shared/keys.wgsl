@@ -96,7 +96,7 @@ fn begin_keys(thread: u32, packed_row: u32, keys: Keys) -> Keys {
 // The sum of a key's squares.
 fn square_of_key(key: u32) -> f32 {
     var squares = 0.0;
-    for (var feature = 0u; feature < params.head_dim; feature += 4u) {
+    for (var feature = 0u; feature < params.head_dim + opaque_zero(); feature += 4u) {
         let x = load_k(k_at + key * params.k.position + feature * params.k.feature, left(feature, params.head_dim));
         squares += dot(x, x);
     }

@@ -94,16 +94,20 @@ struct Params {
     xpos_fine: Table,
 }
 
+// `opaque_zero` of the prelude is 0, which no compiler can know. Mesa's lavapipe (22.3) takes words of uniforms that
+// alone decide a branch or end a loop for constants and compiles the kernel again, seconds long, at each dispatch:
+// with this beside them they do not decide alone.
+
 // Bits of `flags` are named by the prelude. Compilers drop the code of those that are not possible.
 fn on(flag: u32) -> bool {
-    return (params.flags & (flag & POSSIBLE)) != 0u;
+    return ((params.flags | opaque_zero()) & (flag & POSSIBLE)) != 0u;
 }
 
 // The offset of a packed row.
 fn row_offset(view: View, row: u32) -> u32 {
     let sizes = params.leading;
     // Mostly one dimension is left: divisions are slow.
-    if sizes.x * sizes.y * sizes.z == 1u {
+    if sizes.x * sizes.y * sizes.z + opaque_zero() == 1u {
         return view.offset + row * view.leading.w;
     }
     let c = row / sizes.w;

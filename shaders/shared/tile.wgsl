@@ -127,7 +127,7 @@ fn chunk_width(chunk: u32) -> u32 {
 }
 
 fn chunks() -> u32 {
-    return (params.head_dim + WIDTH - 1u) / WIDTH;
+    return (params.head_dim + WIDTH - 1u) / WIDTH + opaque_zero();
 }
 
 fn row_quad(row: u32, quad: u32) -> u32 {

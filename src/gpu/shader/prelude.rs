@@ -43,6 +43,14 @@ pub(super) fn render(key: &PipelineKey) -> String {
     for Place { slot, written, .. } in places(key.kernel) {
         text.push_str(&access(key, slot, written));
     }
+    let of_device = |place: &Place| place.slot != Slot::Params && !place.written;
+    let lengths = places(key.kernel).filter(of_device);
+    // Rather one that is never a caller's.
+    if let Some(Place { slot, .. }) = lengths.max_by_key(|place| place.slot == Slot::Tables) {
+        let name = slot.name();
+        let _ =
+            writeln!(text, "fn opaque_zero() -> u32 {{ return u32(arrayLength(&{name}) == 0u); }}");
+    }
     if key.kernel == Kernel::RowsAgain {
         let _ = writeln!(text, "const EXACT_LSE = {EXACT_LSE:?};");
     }
