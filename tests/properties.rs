@@ -7,7 +7,7 @@
 mod common;
 
 use common::coverage::Coverage;
-use common::{CHOICES, Case, Noise};
+use common::{CHOICES, Case, DEGENERATE, Noise, list};
 use local_attention::cpu::{Cpu, Isa};
 use local_attention::{
     AttentionShape, Call, Element, Engine, ErrorBudget, HostInputs, LocalAttentionConfig,
@@ -16,15 +16,6 @@ use local_attention::{
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rayon::prelude::*;
-
-/// `lse` of a row that sees nothing.
-const DEGENERATE: f32 = -f32::MAX;
-
-/// The numbers of a case from a seed, without proptest.
-fn list(seed: u64) -> Vec<u32> {
-    let mut noise = Noise::new(seed as usize);
-    (0..CHOICES).map(|_| noise.bits() as u32).collect()
-}
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |v| v.parse().expect(name))

@@ -5,13 +5,7 @@ use local_attention::{
     Reference,
 };
 
-use super::{CHOICES, Case, Noise};
-
-/// The numbers of a random case.
-fn list(seed: u64) -> Vec<u32> {
-    let mut noise = Noise::new(seed as usize);
-    (0..CHOICES).map(|_| noise.bits() as u32).collect()
-}
+use super::{Case, DEGENERATE, Noise, list};
 
 /// A case with `lse`.
 pub fn case(seed: u64) -> Case {
@@ -146,7 +140,7 @@ impl<T: Element<Accumulator = f32>> Truth<T> {
             largest(y).max(sizes(case, name, &wide, &wide_dout, &forward.out))
         };
         let sizes = truth.iter().map(size).collect();
-        let empty = |x: &f64| *x == f64::from(-f32::MAX);
+        let empty = |x: &f64| *x == f64::from(DEGENERATE);
         let degenerate = forward.lse.iter().flatten().map(empty).collect();
         Self { dout, degenerate, truth, plain, sizes, logits, product }
     }

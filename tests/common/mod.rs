@@ -86,6 +86,15 @@ impl Noise {
     }
 }
 
+/// `lse` of a row that sees nothing.
+pub const DEGENERATE: f32 = -f32::MAX;
+
+/// The numbers of a random case.
+pub fn list(seed: u64) -> Vec<u32> {
+    let mut noise = Noise::new(seed as usize);
+    (0..CHOICES).map(|_| noise.bits() as u32).collect()
+}
+
 /// One call with all its numbers.
 #[derive(Debug, Clone)]
 pub struct Case {
@@ -313,9 +322,9 @@ impl Case {
     /// A case of so many products (2^22 or more, where fewer than 2^21 are not worth waking a thread) and blocks of
     /// queries that the CPU engine computes it on all of its threads.
     pub fn large(seed: u64) -> Self {
-        let mut noise = Noise::new(seed as usize);
-        let list: Vec<u32> = (0..CHOICES).map(|_| noise.bits() as u32).collect();
+        let list = list(seed);
         let c = &mut Choices::new(&list);
+        let mut noise = Noise::new(c.below(1 << 20));
         let window = c.pick(&[64, 100, 256, 300]);
         let seq_len = 1200_usize.next_multiple_of(window);
         let (batch, d) = (c.pick(&[1, 2, 3]), c.pick(&[32, 64, 80]));

@@ -15,7 +15,7 @@ use local_attention::{
 use super::buffers::{read, read_bytes, upload, upload_bytes};
 use super::layouts::{Placed, place_mask, repeat_keys};
 use super::oracle::{Compared, Kernels, each_geometry, situations_of};
-use super::{bits, fail, submit};
+use super::{bits, fail, limit, submit};
 use crate::common::gradients::{Truth, case, dout};
 use crate::common::{Case, Noise};
 
@@ -98,12 +98,7 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
         }
         for (axis, hits) in by_limit.iter_mut().enumerate().filter(|(_, hits)| **hits < LEAST) {
             let mut options = GpuOptions::default();
-            match axis {
-                0 => options.max_binding_bytes = Some(16 << 10),
-                1 => options.max_binding_bytes = Some(4 << 10),
-                2 => options.max_workgroups = Some(2),
-                _ => options.max_chunk_flops = 1e5,
-            }
+            limit(&mut options, axis, [16 << 10, 4 << 10], 1e5);
             let before = gpu.dispatches();
             let problem = case.problem();
             let forward = forward_of(&case, &inputs);

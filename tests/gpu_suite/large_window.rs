@@ -20,27 +20,24 @@ fn gradients(
     gpu: &Gpu,
     attention: &LocalAttention,
     inputs: &HostInputs<'_, f32>,
-) -> Result<(), String> {
-    let fail = |e: &dyn std::fmt::Display| e.to_string();
-    let shape = AttentionShape::from_inputs(inputs).map_err(|e| fail(&e))?.with_lse();
-    let (problem, call) = (attention.problem(&shape).map_err(|e| fail(&e))?, Call::default());
+) -> Result<(), Failed> {
+    let shape = AttentionShape::from_inputs(inputs).map_err(fail)?.with_lse();
+    let (problem, call) = (attention.problem(&shape).map_err(fail)?, Call::default());
+    let dout = HostTensor::new(vec![0.5_f32; N * D], problem.out_shape()).map_err(fail)?;
     let (wide, oracle) = (inputs.map(f64::from), Reference::<f64>::new());
-    let forward = oracle.forward(&problem, &wide, &call).map_err(|e| fail(&e))?;
-    let dout = vec![0.5; N * D];
-    let dout = HostTensor::new(dout, problem.out_shape()).map_err(|e| fail(&e))?;
-    let saved = BackwardInputs::new(&problem, &forward, dout).map_err(|e| fail(&e))?;
+    let forward = oracle.forward(&problem, &wide, &call).map_err(fail)?;
     // As many numbers as a bias has slots are no gradient to ask for here.
+    let saved = BackwardInputs::new(&problem, &forward, dout.map(f64::from)).map_err(fail)?;
     let saved = saved.with_bias_gradient(false);
-    let truth = oracle.backward(&problem, &wide, &saved, &call).map_err(|e| fail(&e))?;
-    let ours = gpu.forward_blocking(&problem, inputs, &call).map_err(|e| fail(&e))?;
-    let dout = HostTensor::new(vec![0.5_f32; N * D], problem.out_shape()).map_err(|e| fail(&e))?;
-    let saved = BackwardInputs::new(&problem, &ours, dout).map_err(|e| fail(&e))?;
+    let truth = oracle.backward(&problem, &wide, &saved, &call).map_err(fail)?;
+    let forward = gpu.forward_blocking(&problem, inputs, &call).map_err(fail)?;
+    let saved = BackwardInputs::new(&problem, &forward, dout).map_err(fail)?;
     let saved = saved.with_bias_gradient(false);
-    let got = gpu.backward_blocking(&problem, inputs, &saved, &call).map_err(|e| fail(&e))?;
+    let got = gpu.backward_blocking(&problem, inputs, &saved, &call).map_err(fail)?;
     for (got, truth) in [(got.dq, truth.dq), (got.dk, truth.dk), (got.dv, truth.dv)] {
         let error = worst(got.data.into_iter(), &truth.data);
         if error > 1e-5 {
-            return Err(format!("a gradient is off by {error:e}"));
+            return Err(format!("a gradient is off by {error:e}").into());
         }
     }
     Ok(())
@@ -89,7 +86,8 @@ pub fn large_window(gpu: &Gpu) -> Result<(), Failed> {
             // Kernels of gradients with all options have a loop that counts hidden slots. (A bias is uploaded whole
             // there, and each zero that it tells apart visited.)
             if options % 16 == 7 {
-                gradients(gpu, &attention, &inputs).map_err(|e| format!("{}: {e}", at()))?;
+                gradients(gpu, &attention, &inputs)
+                    .map_err(|e| format!("{}: {}", at(), e.message().unwrap_or_default()))?;
             }
         }
     }

@@ -12,7 +12,7 @@ use local_attention::{
 };
 
 use super::oracle::compare;
-use super::{bits, fail, list};
+use super::{bits, fail, limit, list};
 use crate::common::gradients::{backward, largest, parts, sizes, worst};
 use crate::common::{Case, Noise};
 
@@ -146,12 +146,7 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
         }
         for (axis, hits) in by_limit.iter_mut().enumerate() {
             let mut options = gpu.options().clone();
-            match axis {
-                0 => options.max_binding_bytes = Some(8 << 10),
-                1 => options.max_binding_bytes = Some(2 << 10),
-                2 => options.max_workgroups = Some(2),
-                _ => options.max_chunk_flops = 1e4,
-            }
+            limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
             let before = gpu.dispatches();
             let got = match run(&gpu.with_options(options)) {
                 Ok(got) => got,

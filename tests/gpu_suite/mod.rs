@@ -12,19 +12,14 @@ pub mod matrix;
 pub mod one_buffer;
 pub mod oracle;
 pub mod own_device;
+pub mod share;
 pub mod split;
 pub mod waiting;
 
 use libtest_mimic::Failed;
-use local_attention::gpu::{Gpu, wgpu};
+use local_attention::gpu::{Gpu, GpuOptions, wgpu};
 
-use crate::common::{CHOICES, Noise};
-
-/// The numbers of a random case.
-pub fn list(seed: u64) -> Vec<u32> {
-    let mut noise = Noise::new(seed as usize);
-    (0..CHOICES).map(|_| noise.bits() as u32).collect()
-}
+pub use crate::common::list;
 
 /// Any error, as a test's.
 pub fn fail(error: impl std::fmt::Display) -> Failed {
@@ -37,6 +32,15 @@ pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
         gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
     gpu.queue().submit([encoder.finish()]);
+}
+
+/// Sets one of the limits that split work: two of bindings, in bytes, or those of workgroups and of operations.
+pub fn limit(options: &mut GpuOptions, axis: usize, binding_bytes: [u64; 2], flops: f64) {
+    match axis {
+        0 | 1 => options.max_binding_bytes = Some(binding_bytes[axis]),
+        2 => options.max_workgroups = Some(2),
+        _ => options.max_chunk_flops = flops,
+    }
 }
 
 /// The largest difference; any NaN counts as infinite.

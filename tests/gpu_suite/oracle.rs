@@ -1,5 +1,5 @@
 //! Every pair of values of the kernels' factors, each key with at least ten random geometries.
-//! `LOCAL_ATTENTION_KEYS=all`: every key.
+//! `LOCAL_ATTENTION_KEYS=all`: every key. A share of the suite has its share of keys.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,7 @@ use local_attention::{
     LocalAttentionConfig, Reference, ReferenceQuirks, TileKind,
 };
 
+use super::share::Share;
 use super::{fail, list, worst};
 use crate::common::Case;
 use crate::common::coverage::Coverage;
@@ -109,7 +110,9 @@ pub fn each_geometry(
     kernels: Kernels,
     compare: &dyn Fn(&Gpu, &PipelineKey, &Case) -> Compared,
 ) -> Result<(), Failed> {
-    let chosen = covering(gpu, kernels);
+    let share = Share::from_env()?;
+    let dealt = covering(gpu, kernels).into_iter().enumerate();
+    let chosen: Vec<_> = dealt.filter(|(n, _)| share.has(*n)).map(|(_, key)| key).collect();
     assert!(!chosen.is_empty(), "no kernel");
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();

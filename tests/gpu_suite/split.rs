@@ -11,7 +11,7 @@ use local_attention::{
 };
 
 use super::buffers::{read, upload, upload_bytes};
-use super::{bits, fail, list, submit};
+use super::{bits, fail, limit, list, submit};
 use crate::common::{Case, Noise};
 
 pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
@@ -40,12 +40,7 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
         let all_weights = if few { Some(weights(&plain).map_err(fail)?.weights) } else { None };
         for (axis, hits) in by_limit.iter_mut().enumerate() {
             let mut options = GpuOptions::default();
-            match axis {
-                0 => options.max_binding_bytes = Some(8 << 10),
-                1 => options.max_binding_bytes = Some(2 << 10),
-                2 => options.max_workgroups = Some(2),
-                _ => options.max_chunk_flops = 1e4,
-            }
+            limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
             let before = gpu.dispatches();
             let split = gpu.with_options(options);
             let got = match split.forward_blocking(&problem, &inputs, &case.call) {

@@ -45,7 +45,9 @@ fn main() -> ExitCode {
     }
     let mut summary = Vec::new();
     for part in parts::ALL {
-        if !names.is_empty() && !names.iter().any(|name| name == part.name) {
+        let named = names.iter().any(|name| name == part.name);
+        let wanted = if names.is_empty() { part.default } else { named };
+        if !wanted {
             continue;
         }
         println!("\n=== {}: {}", part.name, part.what);

@@ -11,6 +11,8 @@ pub struct Part {
     pub name: &'static str,
     /// What it shows, in a line.
     pub what: &'static str,
+    /// Whether it runs without being named.
+    pub default: bool,
     /// Runs it.
     pub run: fn() -> Result<(), String>,
 }
@@ -20,31 +22,43 @@ pub const ALL: &[Part] = &[
     Part {
         name: "lint",
         what: "formatting and clippy, for each set of features, warnings denied",
+        default: true,
         run: lint,
     },
     Part {
         name: "docs",
         what: "documentation without warnings, and packages that build",
+        default: true,
         run: docs,
     },
     Part {
         name: "cpu",
         what: "every test that needs no GPU, the golden data on every backend, the examples, every shader",
+        default: true,
         run: cpu,
     },
     Part {
         name: "simd",
         what: "the CPU engine's kernels for ARM and WebAssembly, emulated",
+        default: true,
         run: simd::test,
     },
     Part {
         name: "gpu",
-        what: "every test of the GPU engine, on lavapipe and on SwiftShader",
-        run: gpu,
+        what: "every test of the GPU engine, the dearest of them dealt out to lavapipe and SwiftShader",
+        default: true,
+        run: || gpu([Some("1/2"), Some("2/2")]),
+    },
+    Part {
+        name: "gpu-full",
+        what: "every test of the GPU engine on lavapipe and on SwiftShader: three times as long",
+        default: false,
+        run: || gpu([None, None]),
     },
     Part {
         name: "web",
         what: "the browser package, built and tested in headless Chromium",
+        default: true,
         run: web::test,
     },
 ];
@@ -101,7 +115,8 @@ fn cpu() -> Result<(), String> {
     )
 }
 
-fn gpu() -> Result<(), String> {
+/// The shares of lavapipe and of SwiftShader.
+fn gpu(shares: [Option<&str>; 2]) -> Result<(), String> {
     let lavapipe = || driver("/usr/share/vulkan/icd.d", "lvp_icd");
     need("a Vulkan driver", &|| lavapipe().is_some(), "mesa-vulkan-drivers")?;
     // SwiftShader comes with Chromium.
@@ -122,15 +137,17 @@ fn gpu() -> Result<(), String> {
     cargo(&with(&["test", "--test", "gpu", "--no-run"]), &[])?;
     // At the same time: both spend most of it compiling shaders, each on one thread.
     std::thread::scope(|scope| {
-        let runs = [lavapipe(), swiftshader()].into_iter().flatten().map(|file| {
+        let drivers = [lavapipe(), swiftshader()].into_iter().zip(shares);
+        let runs = drivers.filter_map(|(file, share)| Some((file?, share))).map(|(file, share)| {
             let args = with(&["test", "--test", "gpu"]);
             scope.spawn(move || {
-                let env = [
+                let mut env = vec![
                     ("LOCAL_ATTENTION_GPU", "require"),
                     ("VK_DRIVER_FILES", file.as_str()),
                     // Mesa looks for a display server otherwise, and complains.
                     ("XDG_RUNTIME_DIR", "/tmp"),
                 ];
+                env.extend(share.map(|share| ("LOCAL_ATTENTION_SHARE", share)));
                 run_whole(env!("CARGO"), &args, &env)
             })
         });
