@@ -51,7 +51,7 @@ pub const ALL: &[Part] = &[
     },
     Part {
         name: "gpu-full",
-        what: "every test of the GPU engine on lavapipe and on SwiftShader: three times as long",
+        what: "every test of the GPU engine, whole on lavapipe and on SwiftShader",
         default: false,
         run: || gpu([None, None]),
     },
