@@ -17,7 +17,7 @@ use super::layouts::{Placed, place_mask, repeat_keys};
 use super::oracle::{Compared, Kernels, each_geometry, situations_of};
 use super::{bits, fail, limit, submit};
 use crate::common::gradients::{Truth, case, dout};
-use crate::common::{Case, Noise};
+use crate::common::{Case, DEGENERATE, Noise};
 
 /// The CPU's forward pass.
 fn forward_of<T: GpuElement>(case: &Case, inputs: &HostInputs<'_, T>) -> Forward<T>
@@ -64,7 +64,7 @@ pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
         let Some(got) = gradients(gpu, case, inputs, &truth.dout)? else { return Ok(None) };
         truth.check(&got)?;
         let lse = forward_of(case, inputs).lse.unwrap();
-        Ok(Some((lse.iter().filter(|x| **x == -f32::MAX).count(), lse.len())))
+        Ok(Some((lse.iter().filter(|x| **x == DEGENERATE).count(), lse.len())))
     }
     each_geometry(gpu, Kernels::Tiles, &|gpu, key, case| -> Compared {
         let mut case = case.clone();

@@ -16,8 +16,8 @@ use local_attention::{
 
 use super::share::Share;
 use super::{fail, list, worst};
-use crate::common::Case;
 use crate::common::coverage::Coverage;
+use crate::common::{Case, DEGENERATE};
 
 /// Geometries for each key.
 const LEAST: usize = 10;
@@ -270,7 +270,7 @@ pub fn compare<T: GpuElement>(
     let plain = plain.iter().map(|plain| worst(lse(plain).unwrap().into_iter(), &truth));
     let plain = plain.fold(0.0, f64::max);
     let roundings = 4.0 * 2_f64.powi(-24) * (1.0 + budget.max_logit);
-    let empty = truth.iter().filter(|x| **x == f64::from(-f32::MAX)).count();
+    let empty = truth.iter().filter(|x| **x == f64::from(DEGENERATE)).count();
     let degenerate = (empty, truth.len());
     let allowed = 2.0 * plain + 2.0 * roundings;
     let error = worst(got.lse.unwrap().into_iter(), &truth);
