@@ -8,9 +8,9 @@ use super::chunk::Chunk;
 use super::device::Gpu;
 use super::error::{BindError, GpuError, PlanError};
 use super::host::{GpuElement, Outcome, Piece, Wait, padded};
-use super::plan::{Layouts, Plan, geometry};
+use super::plan::{Drops, Layouts, Plan, geometry};
 use super::scope::checked;
-use super::shader::{PipelineKey, Storage, Tile};
+use super::shader::{Kernel, PipelineKey, Storage, Tile};
 use super::tensor::Dtype;
 use super::tuning::{self, Choice, TuningCache, Variant};
 use super::workspace::Workspace;
@@ -147,7 +147,9 @@ impl Gpu {
             if let Variant::Tile(tile) = variant {
                 options.tile = Some(tile);
             }
-            let plan = match self.with_options(options).plan(problem, layouts).await {
+            // Calls without dropout are timed.
+            let (gpu, kernel) = (self.with_options(options), Kernel::Forward);
+            let plan = match gpu.plan_kernel(kernel, problem, layouts, Drops::Never).await {
                 Ok(plan) if Variant::of(&plan.key()) == variant => plan,
                 // No room for it, no such kernel, or loops that the adapter would end.
                 Ok(_) | Err(PlanError::LoopTurns { .. }) => continue,

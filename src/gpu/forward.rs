@@ -3,7 +3,8 @@
 use super::device::Gpu;
 use super::error::GpuError;
 use super::host::{GpuElement, Outcome, Wait, padded};
-use super::plan::Layouts;
+use super::plan::{Drops, Layouts};
+use super::shader::Kernel;
 use super::tensor::Dtype;
 use crate::engine::zeros;
 use crate::{Call, Forward, HostInputs, Problem};
@@ -40,7 +41,8 @@ impl Gpu {
         if !out.is_empty() || !lse.is_empty() {
             // Rows are padded to whole vec4s on the way.
             let layouts = Layouts { storage: T::STORAGE, vec4: true };
-            let plan = self.plan(problem, &layouts).await?;
+            let drops = Drops::of_call(problem, call.0);
+            let plan = self.plan_kernel(Kernel::Forward, problem, &layouts, drops).await?;
             let (width, size) = (padded(dv), T::STORAGE.bytes() as usize);
             let outcome = Outcome { elements: width, dtype: Dtype::from(T::STORAGE) };
             plan.each_part(inputs, shape.query.start, outcome, call, |chunk, part, part_lse| {

@@ -88,6 +88,7 @@ pub struct Plan {
     pub(super) gpu: Gpu,
     pub(super) problem: Problem,
     key: PipelineKey,
+    drops: Drops,
     /// For tensors in buffers apart from the output's.
     pipelines: Pipelines,
     pub(super) tables: wgpu::Buffer,
@@ -97,31 +98,63 @@ pub struct Plan {
     pub(super) base: Params,
 }
 
+/// Which of the calls that a plan is for drop weights: those have kernels of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drops {
+    Never,
+    Always,
+    Sometimes,
+}
+
+impl Drops {
+    /// Of any call.
+    pub(super) fn of(problem: &Problem) -> Self {
+        if problem.dropout > 0.0 { Self::Sometimes } else { Self::Never }
+    }
+
+    /// Of this one: no kernel is compiled that it does not need.
+    pub(super) fn of_call(problem: &Problem, call: &Call) -> Self {
+        if problem.dropout > 0.0 && call.dropout.is_some() { Self::Always } else { Self::Never }
+    }
+}
+
 /// A kernel as calls need it.
 #[derive(Debug, Clone)]
-pub(super) struct Pipelines {
-    plain: wgpu::ComputePipeline,
-    /// With the same key but for dropout, where the problem has any.
-    dropping: Option<wgpu::ComputePipeline>,
+pub(super) enum Pipelines {
+    /// The same for all calls: with code for dropout where all drop weights.
+    One { pipeline: wgpu::ComputePipeline, drops: bool },
+    /// For calls that do not, and for those that do.
+    Each { plain: wgpu::ComputePipeline, dropping: wgpu::ComputePipeline },
 }
 
 impl Pipelines {
-    pub(super) async fn new(gpu: &Gpu, key: PipelineKey, drops: bool) -> Result<Self, PlanError> {
-        let dropping = match drops {
-            true => Some(gpu.pipeline(PipelineKey { dropout: true, ..key }).await?),
-            false => None,
-        };
-        Ok(Self { plain: gpu.pipeline(key).await?, dropping })
+    pub(super) async fn new(gpu: &Gpu, key: PipelineKey, drops: Drops) -> Result<Self, PlanError> {
+        let with_dropout = PipelineKey { dropout: true, ..key };
+        Ok(match drops {
+            Drops::Never => Self::One { pipeline: gpu.pipeline(key).await?, drops: false },
+            Drops::Always => Self::One { pipeline: gpu.pipeline(with_dropout).await?, drops: true },
+            Drops::Sometimes => Self::Each {
+                plain: gpu.pipeline(key).await?,
+                dropping: gpu.pipeline(with_dropout).await?,
+            },
+        })
     }
 
     /// Whether there is one that drops weights.
     pub(super) fn drop(&self) -> bool {
-        self.dropping.is_some()
+        matches!(self, Self::One { drops: true, .. } | Self::Each { .. })
     }
 
     /// The pipeline of a call.
     pub(super) fn of(&self, call: &Call) -> &wgpu::ComputePipeline {
-        self.dropping.as_ref().filter(|_| call.dropout.is_some()).unwrap_or(&self.plain)
+        match self {
+            Self::One { pipeline, drops } => {
+                debug_assert!(!drops || call.dropout.is_some(), "planned for dropout");
+                pipeline
+            }
+            Self::Each { dropping, .. } if call.dropout.is_some() => dropping,
+            Self::Each { plain, .. } => plain,
+        }
     }
 }
 
@@ -132,7 +165,7 @@ impl Gpu {
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, windows whose loops the
     /// adapter would end ([`PlanError::LoopTurns`]), a failed compilation.
     pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
-        self.plan_kernel(Kernel::Forward, problem, layouts).await
+        self.plan_kernel(Kernel::Forward, problem, layouts, Drops::of(problem)).await
     }
 
     pub(super) async fn plan_kernel(
@@ -140,6 +173,7 @@ impl Gpu {
         kernel: Kernel,
         problem: &Problem,
         layouts: &Layouts,
+        drops: Drops,
     ) -> Result<Plan, PlanError> {
         let key = match kernel {
             Kernel::Forward => self.forward_key(problem, layouts)?,
@@ -154,7 +188,7 @@ impl Gpu {
         }
         let mut base = base_of(problem, &key);
         let key = self.fit(problem, key, &least_keys(problem, &base))?;
-        let pipelines = Pipelines::new(self, key, problem.dropout > 0.0).await?;
+        let pipelines = Pipelines::new(self, key, drops).await?;
         let words = uniforms::tables(problem, &mut base)?;
         let buffer = |label, bytes: u64| {
             self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -178,7 +212,7 @@ impl Gpu {
         })
         .await?;
         let (gpu, problem) = (self.clone(), problem.clone());
-        Ok(Plan { gpu, problem, key, pipelines, tables, nothing, base })
+        Ok(Plan { gpu, problem, key, drops, pipelines, tables, nothing, base })
     }
 
     /// The kernel that would be chosen for a problem, dropout aside; a tall tile becomes a large one, and a short
@@ -289,7 +323,7 @@ impl Gpu {
                 key = other;
             }
         }
-        // Whether a call drops weights is not known yet.
+        // Calls that drop weights are checked once more.
         loops::check(self, problem, &key, base, false).map(|()| key)
     }
 
@@ -330,7 +364,7 @@ impl Plan {
         }
         let key = self.gpu.fit(&self.problem, key, &plan.base)?;
         plan.key = key;
-        let drops = key.kernel.is_gradient() && self.problem.dropout > 0.0;
+        let drops = if key.kernel.is_gradient() { self.drops } else { Drops::Never };
         plan.pipelines = Pipelines::new(&self.gpu, key, drops).await?;
         Ok(plan)
     }
@@ -368,7 +402,7 @@ impl Plan {
         }
         // Other tensors of the buffer are read as words.
         let key = PipelineKey { arena, f16_out: false, ..self.key };
-        Pipelines::new(&self.gpu, key, self.problem.dropout > 0.0).await
+        Pipelines::new(&self.gpu, key, self.drops).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::device::Gpu;
 use super::error::GpuError;
 use super::host::{GpuElement, Outcome, Wait};
-use super::plan::Layouts;
+use super::plan::{Drops, Layouts};
 use super::shader::Kernel;
 use super::tensor::Dtype;
 use crate::engine::zeros;
@@ -61,7 +61,8 @@ impl Gpu {
             problem.shape.query = queries.clone();
             (problem.shape.value_dim, problem.shape.lse, problem.dropout) = (0, false, 0.0);
             let layouts = Layouts { storage: T::STORAGE, vec4: true };
-            let plan = self.plan_kernel(Kernel::Weights, &problem, &layouts).await?;
+            let kernel = Kernel::Weights;
+            let plan = self.plan_kernel(kernel, &problem, &layouts, Drops::Never).await?;
             let outcome = Outcome { elements: slots, dtype: Dtype::F32 };
             plan.each_part(
                 inputs,

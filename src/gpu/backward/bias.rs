@@ -10,7 +10,7 @@ use crate::gpu::chunk::Chunk;
 use crate::gpu::error::{BindError, PlanError};
 use crate::gpu::layout::check_fit;
 use crate::gpu::params::{self, Params};
-use crate::gpu::plan::{Pipelines, Plan};
+use crate::gpu::plan::{Drops, Pipelines, Plan};
 use crate::gpu::scope::checked;
 use crate::gpu::shader::Kernel;
 use crate::shape::BiasShape;
@@ -185,7 +185,7 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
         })
         .await?;
         let key = self.plan.dq.key().with_kernel(Kernel::Fold);
-        Ok((buffers, Pipelines::new(gpu, key, false).await?))
+        Ok((buffers, Pipelines::new(gpu, key, Drops::Never).await?))
     }
 
     /// The sum over windows and rows, in f32.

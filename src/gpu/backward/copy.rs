@@ -7,7 +7,7 @@ use crate::gpu::chunk::halves;
 use crate::gpu::error::BindError;
 use crate::gpu::layout::{Laid, check_fit, merge_leading, normalise};
 use crate::gpu::params::Params;
-use crate::gpu::plan::Pipelines;
+use crate::gpu::plan::{Drops, Pipelines};
 use crate::gpu::shader::{Kernel, PipelineKey, Storage};
 use crate::gpu::tensor::{Dtype, TensorView};
 
@@ -29,7 +29,7 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
         let f16_out = storage == Storage::F16 && !vec4 && plan.writes_f16();
         let key = PipelineKey { storage, vec4, f16_out, ..plan.key() };
         let key = key.with_kernel(Kernel::Copy);
-        let pipelines = Pipelines::new(gpu, key, false).await?;
+        let pipelines = Pipelines::new(gpu, key, Drops::Never).await?;
         let mut to = to.clone();
         normalise(&mut to, true);
         let ([.., positions, features], leading) =

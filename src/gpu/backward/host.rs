@@ -6,7 +6,7 @@ use crate::gpu::device::Gpu;
 use crate::gpu::error::{BindError, GpuError};
 use crate::gpu::host::{GpuElement, Wait, gather, padded};
 use crate::gpu::layout::check_fit;
-use crate::gpu::plan::Layouts;
+use crate::gpu::plan::{Drops, Layouts};
 use crate::gpu::scope::checked;
 use crate::gpu::tensor::{Dtype, ForwardTensors, TensorView, row_major};
 use crate::gpu::workspace::Workspace;
@@ -61,7 +61,8 @@ impl Gpu {
         problem.check_backward(inputs, saved)?;
         let shapes = Shapes::new(problem, inputs, saved);
         let layouts = Layouts::contiguous(T::STORAGE, problem);
-        let plan = self.plan_backward(problem, &layouts).await?;
+        let drops = Drops::of_call(problem, call);
+        let plan = self.plan_gradients(problem, &layouts, drops, shapes.bias.is_some()).await?;
         let uploaded = Uploaded::new(self, problem, inputs, saved, (&shapes, wait)).await?;
         uploaded.compute(&plan, self, (call, wait)).await?;
         Ok(Gradients {

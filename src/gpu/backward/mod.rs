@@ -16,7 +16,7 @@ pub use tensors::BackwardTensors;
 
 use super::device::Gpu;
 use super::error::PlanError;
-use super::plan::{Layouts, Plan};
+use super::plan::{Drops, Layouts, Plan};
 use super::shader::Kernel;
 use crate::Problem;
 
@@ -56,7 +56,7 @@ pub struct BackwardPlan {
     again: Plan,
     dq: Plan,
     dkv: Plan,
-    /// Where there is a bias.
+    /// Where there is a bias, and its gradient may be wanted.
     bias: Option<Plan>,
 }
 
@@ -70,10 +70,22 @@ impl Gpu {
         problem: &Problem,
         layouts: &Layouts,
     ) -> Result<BackwardPlan, PlanError> {
-        let dq = self.plan_kernel(Kernel::Dq, problem, layouts).await?;
-        let bias = match problem.shape.bias {
-            Some(_) => Some(dq.with_kernel(Kernel::Bias).await?),
-            None => None,
+        let bias = problem.shape.bias.is_some();
+        self.plan_gradients(problem, layouts, Drops::of(problem), bias).await
+    }
+
+    /// The same for some calls; `bias`: whether its gradient is computed.
+    async fn plan_gradients(
+        &self,
+        problem: &Problem,
+        layouts: &Layouts,
+        drops: Drops,
+        bias: bool,
+    ) -> Result<BackwardPlan, PlanError> {
+        let dq = self.plan_kernel(Kernel::Dq, problem, layouts, drops).await?;
+        let bias = match bias {
+            true => Some(dq.with_kernel(Kernel::Bias).await?),
+            false => None,
         };
         Ok(BackwardPlan {
             rows: dq.with_kernel(Kernel::Rows).await?,
