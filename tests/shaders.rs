@@ -1,6 +1,9 @@
 //! Every kernel, without a GPU: accepted by naga and translated to SPIR-V, MSL and HLSL. Where
 //! `spirv-val` is installed (`LOCAL_ATTENTION_SPIRV_VAL=require` insists), it checks the SPIR-V.
 
+#[path = "shader_suite/branches.rs"]
+mod branches;
+
 use std::process::{Command, Stdio};
 
 use local_attention::gpu::PipelineKey;
@@ -30,6 +33,41 @@ fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
 }
 
 #[test]
+fn branches_that_uniforms_decide_are_found() {
+    let found = |body: &str| {
+        let text = format!(
+            "struct Params {{ n: u32, flag: u32 }}
+             @group(0) @binding(0) var<uniform> params: Params;
+             @group(0) @binding(1) var<storage, read_write> data: array<u32>;
+             fn zero() -> u32 {{ return u32(arrayLength(&data) == 0u); }}
+             fn is(flag: u32, bit: u32) -> bool {{ return (flag & bit) != 0u; }}
+             @compute @workgroup_size(1) fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
+                 {body}
+             }}"
+        );
+        let module = naga::front::wgsl::parse_str(&text).unwrap();
+        branches::decided_by_uniforms(&module).len()
+    };
+    for (body, branches) in [
+        ("if params.flag == 1u { data[0] = 1u; }", 1),
+        ("if is(params.flag, 2u) { data[0] = 1u; }", 1),
+        ("switch params.flag & 3u { case 1u: { data[0] = 1u; } default: {} }", 1),
+        ("for (var i = 0u; i < params.n / 4u; i++) { data[i] = 1u; }", 1),
+        ("for (var i = params.n; i < params.flag; i++) { data[i] = 1u; }", 1),
+        ("for (var i = params.n; i < 8u; i += 2u) { data[i] = 1u; }", 1),
+        ("for (var i = 0u; i < 8u; i += params.n) { data[i] = 1u; }", 1),
+        ("var n = params.n; if n == 1u { data[0] = 1u; }", 1),
+        ("for (var i = id.x; i < params.n; i++) { data[i] = 1u; }", 0),
+        ("for (var i = 0u; i < params.n + zero(); i++) { data[i] = 1u; }", 0),
+        ("if is(params.flag | zero(), 2u) { data[0] = 1u; }", 0),
+        ("if id.x < params.n { data[0] = 1u; }", 0),
+        ("for (var i = 0u; i < 4u; i++) { data[i] = params.n; }", 0),
+    ] {
+        assert_eq!(found(body), branches, "{body}");
+    }
+}
+
+#[test]
 fn every_key_translates() {
     let validated = spirv_val();
     PipelineKey::all().into_par_iter().for_each(|key| translates(&key, validated));
@@ -44,6 +82,8 @@ fn translates(key: &PipelineKey, validated: bool) {
         binding_array: BoundsCheckPolicy::Unchecked,
     };
     let (module, info) = module(key);
+    let decided = branches::decided_by_uniforms(&module);
+    assert!(decided.is_empty(), "{key}: uniforms alone decide\n{}", decided.join("\n"));
     let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
     let words = spv::write_vec(&module, &info, &options, None).unwrap();
     if validated {

@@ -22,7 +22,7 @@ fn put_column_quad(column: u32, quad: u32, x: vec4<f32>) {
 
 // Quads of a row that products go over: whole matrices.
 fn matrix_quads() -> u32 {
-    return (chunk_width(0u) * 4u + SIDE - 1u) / SIDE * (SIDE / 4u);
+    return (chunk_width(0u) * 4u + SIDE - 1u) / SIDE * (SIDE / 4u) + opaque_zero();
 }
 
 // Puts what a row has at a quad into the tile, and after its last one the zeros that fill a matrix.

@@ -96,7 +96,7 @@ struct Params {
 
 // `opaque_zero` of the prelude is 0, which no compiler can know. Mesa's lavapipe (22.3) takes words of uniforms that
 // alone decide a branch or end a loop for constants and compiles the kernel again, seconds long, at each dispatch:
-// with this beside them they do not decide alone.
+// with this beside them they do not decide alone. A test looks for branches without it.
 
 // Bits of `flags` are named by the prelude. Compilers drop the code of those that are not possible.
 fn on(flag: u32) -> bool {

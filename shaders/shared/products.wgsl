@@ -35,7 +35,7 @@ fn multiply_keys(thread: u32, first: u32) {
     let row = first_row_of(thread);
     // `chunk_width`, written out: what a function makes of its arguments is not provably uniform.
     let pairs = (params.head_dim / 2u + 3u) / 4u;
-    let quads = select((params.head_dim + 3u) / 4u, 2u * pairs, (params.flags & (ROTARY & POSSIBLE)) != 0u);
+    let quads = select((params.head_dim + 3u) / 4u, 2u * pairs, (params.flags & (ROTARY & POSSIBLE)) != 0u) + opaque_zero();
     for (var column = 0u; column < KT; column += SIDE) {
         var sum = Sum();
 #repeat f FEATURE_MATRICES
@@ -58,10 +58,11 @@ fn multiply_keys(thread: u32, first: u32) {
 // Adds weights times values, both from the tile, to the outputs.
 fn multiply_values(thread: u32) {
     let row = first_row_of(thread);
+    let features = params.value_dim + opaque_zero();
     for (var column = 0u; column < KT; column += SIDE) {
         let weights = coopLoadT<Left>(&row_halves[row * HALF_ROW + column], HALF_ROW);
 #repeat f FEATURE_MATRICES
-        if f * SIDE < params.value_dim {
+        if f * SIDE < features {
             let values = coopLoadT<Right>(&column_halves[column * HALF_ROW + f * SIDE], HALF_ROW);
             output_matrices[f] = coopMultiplyAdd(weights, values, output_matrices[f]);
         }
