@@ -8,53 +8,44 @@ mod common;
 mod gpu_suite;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed, FormatSetting, Trial};
 use local_attention::gpu::Gpu;
 
 type Test = fn(&Gpu) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 27] = [
-    ("kernels_are_tuned", gpu_suite::autotune::autotune),
-    ("matches_the_oracle", gpu_suite::oracle::every_factor),
-    ("gradients_match_the_oracle", gpu_suite::gradients::every_factor),
-    ("gradients_have_the_same_bits_however_split", gpu_suite::gradients::same_bits),
-    ("gradients_of_tensors_anywhere", gpu_suite::gradients::anywhere),
-    ("a_model_learns_as_on_the_cpu", gpu_suite::gradients::model),
-    ("gradients_at_the_edges", gpu_suite::gradients::edges),
-    ("gradients_of_long_windows", gpu_suite::gradients::long_windows),
-    ("gradients_interleaved", gpu_suite::gradients::interleaved),
-    ("gradients_of_what_does_not_fit", gpu_suite::gradients::every_error),
-    ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer),
-    ("hard_geometries", gpu_suite::oracle::hard_geometries),
-    ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window),
-    ("windows_of_many_keys", gpu_suite::long_window::long_window),
-    ("the_same_bits_however_split", gpu_suite::split::same_bits),
-    ("a_bias_larger_than_a_binding", gpu_suite::split::large_bias),
-    ("a_mask_larger_than_a_binding", gpu_suite::split::large_mask),
-    ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders),
-    ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit),
-    ("views_of_a_callers_buffers", gpu_suite::own_device::views),
-    ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere),
-    ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows),
-    ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all),
-    ("two_calls_before_one_submission", gpu_suite::own_device::two_calls),
-    ("examples_run", gpu_suite::own_device::examples),
-    ("a_future_yields", gpu_suite::waiting::yields),
-    ("every_error_is_typed", gpu_suite::bad_input::every_error),
-];
-
-/// Those that compile many kernels, or compute long, and the numbers they are dealt out by. Even numbers, the first of
-/// two shares: what llvmpipe's ends of loops are told by.
-const DEALT: [(&str, usize); 8] = [
-    ("windows_of_many_keys", 0),
-    ("gradients_of_long_windows", 0),
-    ("hard_geometries", 0),
-    ("all_tensors_in_one_buffer", 0),
-    ("gradients_have_the_same_bits_however_split", 1),
-    ("gradients_in_one_buffer", 1),
-    ("gradients_at_the_edges", 1),
-    ("unchecked_shaders_are_in_bounds", 1),
+/// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
+/// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
+const TESTS: [(&str, Test, Option<usize>); 27] = [
+    ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
+    ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
+    ("gradients_match_the_oracle", gpu_suite::gradients::every_factor, None),
+    ("gradients_have_the_same_bits_however_split", gpu_suite::gradients::same_bits, Some(1)),
+    ("gradients_of_tensors_anywhere", gpu_suite::gradients::anywhere, Some(1)),
+    ("a_model_learns_as_on_the_cpu", gpu_suite::gradients::model, Some(0)),
+    ("gradients_at_the_edges", gpu_suite::gradients::edges, Some(1)),
+    ("gradients_of_long_windows", gpu_suite::gradients::long_windows, Some(0)),
+    ("gradients_interleaved", gpu_suite::gradients::interleaved, None),
+    ("gradients_of_what_does_not_fit", gpu_suite::gradients::every_error, None),
+    ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer, Some(1)),
+    ("hard_geometries", gpu_suite::oracle::hard_geometries, Some(1)),
+    ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window, Some(1)),
+    ("windows_of_many_keys", gpu_suite::long_window::long_window, Some(0)),
+    ("the_same_bits_however_split", gpu_suite::split::same_bits, None),
+    ("a_bias_larger_than_a_binding", gpu_suite::split::large_bias, None),
+    ("a_mask_larger_than_a_binding", gpu_suite::split::large_mask, None),
+    // Deals out its cases.
+    ("unchecked_shaders_are_in_bounds", gpu_suite::split::checked_shaders, None),
+    ("parts_that_cannot_fit_are_errors", gpu_suite::split::what_cannot_fit, None),
+    ("views_of_a_callers_buffers", gpu_suite::own_device::views, None),
+    ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere, None),
+    ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows, None),
+    ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all, Some(0)),
+    ("two_calls_before_one_submission", gpu_suite::own_device::two_calls, None),
+    ("examples_run", gpu_suite::own_device::examples, None),
+    ("a_future_yields", gpu_suite::waiting::yields, None),
+    ("every_error_is_typed", gpu_suite::bad_input::every_error, None),
 ];
 
 /// Those of kernels with matrices: ignored on adapters without.
@@ -104,16 +95,22 @@ fn main() -> ExitCode {
             None => println!("matrix units: none, their tests are ignored"),
         }
     }
+    let timed = matches!(args.format, None | Some(FormatSetting::Pretty));
     let matrix = gpu.as_ref().and_then(Gpu::matrix);
-    let others = |name: &str| DEALT.iter().any(|(test, n)| *test == name && !share.has(*n));
-    let plain = TESTS.map(|(name, test)| (name, test, gpu.is_none() || others(name)));
+    let others = |n: Option<usize>| n.is_some_and(|n| !share.has(n));
+    let plain = TESTS.map(|(name, test, n)| (name, test, gpu.is_none() || others(n)));
     let matrices = MATRIX_TESTS.map(|(name, test)| (name, test, matrix.is_none()));
     let trials = plain.into_iter().chain(matrices).map(|(name, test, absent)| {
         let gpu = gpu.clone();
         let run = move || match &gpu {
             Some(gpu) => {
-                let before = gpu.dispatches();
-                test(gpu)?;
+                let (before, start) = (gpu.dispatches(), Instant::now());
+                let result = test(gpu);
+                if timed {
+                    // On the line of its result.
+                    print!("{:.1} s, ", start.elapsed().as_secs_f64());
+                }
+                result?;
                 // Tests of refusals dispatch at least one call that is fine.
                 match gpu.dispatches() > before {
                     true => Ok(()),

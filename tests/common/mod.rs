@@ -369,6 +369,20 @@ impl Case {
         }
     }
 
+    /// Without what only kernels of all options have code for, where the call has no window of its own: such cases are
+    /// rare.
+    pub fn strip(&mut self) {
+        if self.shape.window.is_some() {
+            return;
+        }
+        self.config = self.config.clone().shared_qk(false).use_xpos(false);
+        (self.shape.mask, self.shape.bias) = (None, None);
+        (self.mask, self.bias) = (Vec::new(), Vec::new());
+        // What the mask hid from all.
+        let all = self.k.iter_mut().chain(&mut self.v);
+        all.filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
+    }
+
     pub fn attention(&self) -> LocalAttention {
         LocalAttention::new(self.config.clone()).unwrap().with_quirks(self.quirks)
     }

@@ -4,25 +4,35 @@
 use libtest_mimic::Failed;
 use local_attention::HostTensor;
 use local_attention::gpu::{
-    BindError, Dtype, ForwardTensors, Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage,
-    TensorView, Workspace, wgpu,
+    BindError, Dtype, ForwardTensors, Gpu, GpuError, Layouts, PlanError, Storage, TensorView,
+    Workspace, wgpu,
 };
 
 use super::buffers::{read, upload, upload_bytes};
-use super::{bits, fail, list, submit};
+use super::{Cases, bits, fail, list, one_tile, padded, submit};
 use crate::common::{Case, Noise};
 
 /// Cases of each kind, whole and cut.
 const LEAST: usize = 40;
 
 pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
-    let (mut whole, mut cut, mut words, mut repeated) = (0, 0, 0, 0);
+    let gpu = &one_tile(gpu)?;
+    let (mut whole, mut cut, mut words, mut repeated, mut checked) = (0, 0, 0, 0, 0);
+    let mut cases = Cases::default();
     for seed in 0.. {
-        if whole >= LEAST && cut >= LEAST && words >= LEAST / 4 && repeated >= LEAST / 4 {
+        let both = whole >= LEAST && cut >= LEAST;
+        if both && words >= LEAST / 4 && repeated >= LEAST / 4 && cases.enough() {
             break;
         }
-        assert!(seed < 600, "{whole} whole, {cut} cut, {words} of words, {repeated} repeated");
+        assert!(
+            seed < 900,
+            "{whole} whole, {cut} cut, {words} of words, {repeated} repeated, {cases:?}"
+        );
         let mut case = Case::decode(&list(70_000 + seed));
+        cases.vary(&mut case);
+        if !cases.take(gpu, &case, &padded(Storage::F32))? {
+            continue;
+        }
         // What a mask hides is not read: here it could be.
         case.k.iter_mut().chain(&mut case.v).filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
         let mut noise = Noise::new(seed as usize);
@@ -32,7 +42,7 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
             Err(GpuError::Plan(PlanError::LoopTurns { .. })) => continue,
             expected => expected.map_err(fail)?,
         };
-        let mut options = GpuOptions::default();
+        let mut options = gpu.options().clone();
         let limited = seed % 2 == 1;
         options.max_binding_bytes = limited.then_some(16 << 10);
         options.max_workgroups = limited.then_some(1);
@@ -79,11 +89,12 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
         submit(gpu, |pass| bound.encode(pass, &mut workspace, &case.call).unwrap());
         let got = out.read(gpu);
         // Bounds that follow from where tensors lie: for some the same kernels with checks.
-        if seed < 4 {
+        if checked < 4 {
+            checked += 1;
             let mut options = small.options().clone();
             options.checked_shaders = true;
-            let checked = gpu.with_options(options);
-            let plan = checked.plan_blocking(&problem, &Layouts::any(Storage::F32));
+            let with_checks = gpu.with_options(options);
+            let plan = with_checks.plan_blocking(&problem, &Layouts::any(Storage::F32));
             let plan = plan.map_err(fail)?;
             let other = Placed::new(gpu, &vec![7.0; got.len()], &expected.shape, false, &mut noise);
             let mut again = tensors.clone();

@@ -17,8 +17,10 @@ pub mod split;
 pub mod waiting;
 
 use libtest_mimic::Failed;
-use local_attention::gpu::{Gpu, GpuOptions, wgpu};
+use local_attention::gpu::{Features, Gpu, GpuOptions, Layouts, Storage, Tile, wgpu};
 
+use self::share::Share;
+use crate::common::Case;
 pub use crate::common::list;
 
 /// Any error, as a test's.
@@ -32,6 +34,59 @@ pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
         gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
     gpu.queue().submit([encoder.finish()]);
+}
+
+/// The engine with one tile where a share of the suite is run, each with another, for what depends on kernels little: each
+/// that is compiled takes software adapters seconds.
+pub fn one_tile(gpu: &Gpu) -> Result<Gpu, Failed> {
+    let share = Share::from_env()?;
+    let mut options = gpu.options().clone();
+    options.tile = match (share.has(0), share.has(1)) {
+        (true, true) => options.tile,
+        (true, false) => Some(Tile::Small),
+        _ => Some(Tile::Short),
+    };
+    Ok(gpu.with_options(options))
+}
+
+/// How a forward pass on host tensors has them lie: padded to whole vec4s.
+pub fn padded(storage: Storage) -> Layouts {
+    let mut layouts = Layouts::any(storage);
+    layouts.vec4 = true;
+    layouts
+}
+
+/// Chooses random cases for such tests: in a share of the suite those of few kernels, with all options or rotary embedding
+/// alone.
+#[derive(Debug, Default)]
+pub struct Cases {
+    seen: usize,
+    rotary: usize,
+}
+
+impl Cases {
+    /// Whether there were some of rotary embedding alone.
+    pub fn enough(&self) -> bool {
+        self.rotary >= 3
+    }
+
+    /// Makes every third case one that may have rotary embedding alone.
+    pub fn vary(&mut self, case: &mut Case) {
+        self.seen += 1;
+        if self.seen.is_multiple_of(3) {
+            case.strip();
+        }
+    }
+
+    /// Whether a case is taken.
+    pub fn take(&mut self, gpu: &Gpu, case: &Case, layouts: &Layouts) -> Result<bool, Failed> {
+        let key = gpu.key(&case.problem(), layouts).map_err(fail)?;
+        let rotary = key.features == Features::Rotary && key.vec4 && case.call.dropout.is_none();
+        self.rotary += usize::from(rotary);
+        let share = Share::from_env()?;
+        let whole = share.has(0) && share.has(1);
+        Ok(whole || rotary || key.features == Features::All)
+    }
 }
 
 /// Sets one of the limits that split work: two of bindings, in bytes, or those of workgroups and of operations.

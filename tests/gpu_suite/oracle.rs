@@ -15,7 +15,7 @@ use local_attention::{
 };
 
 use super::share::Share;
-use super::{fail, list, worst};
+use super::{fail, list, padded, worst};
 use crate::common::coverage::Coverage;
 use crate::common::{Case, DEGENERATE};
 
@@ -43,7 +43,7 @@ fn pairs(key: &PipelineKey) -> Vec<(usize, u32, usize, u32)> {
 
 /// Few keys that have every pair of values, chosen greedily.
 fn covering(gpu: &Gpu, kernels: Kernels) -> Vec<PipelineKey> {
-    // Tensors in one buffer, and single features without rotary embedding, which calls on host
+    // Tensors in one buffer, and single features without rotary embedding, which forward passes on host
     // tensors never need, have tests of their own.
     let mut all = PipelineKey::all();
     let has_f16 = gpu.device().features().contains(wgpu::Features::SHADER_F16);
@@ -56,7 +56,7 @@ fn covering(gpu: &Gpu, kernels: Kernels) -> Vec<PipelineKey> {
         if key.storage == Storage::F16 && !key.vec4 && key.f16_out != has_f16 {
             return false;
         }
-        let reached = key.vec4 || key.features != Features::Plain;
+        let reached = key.vec4 || key.features != Features::Plain || kernels == Kernels::Gradients;
         reached && key.arena == Arena::NONE && key.kernel == Kernel::Forward
     });
     if std::env::var("LOCAL_ATTENTION_KEYS").is_ok_and(|keys| keys == "all") {
@@ -98,6 +98,9 @@ fn every_factor_of(gpu: &Gpu, kernels: Kernels) -> Result<(), Failed> {
 pub enum Kernels {
     Tiles,
     Matrices,
+    /// Those of backward passes on host tensors, by the forward pass's keys: read as vec4s only where both sizes are whole
+    /// ones.
+    Gradients,
 }
 
 /// What a comparison on a case says: the situations met, unless the engine refused the case.
@@ -134,13 +137,8 @@ pub fn each_geometry(
             _ => Case::decode_sized(&list(seed), &[192, 132, 256], &[129, 200, 256]),
         };
         // What kernels of few features carry out is rare.
-        if seed / 18 % 2 == 1 && case.shape.window.is_none() {
-            case.config = case.config.shared_qk(false).use_xpos(false);
-            (case.shape.mask, case.shape.bias) = (None, None);
-            (case.mask, case.bias) = (Vec::new(), Vec::new());
-            // What the mask hid from all.
-            let all = case.k.iter_mut().chain(&mut case.v);
-            all.filter(|x| !x.is_finite()).for_each(|x| *x = 0.5);
+        if seed / 18 % 2 == 1 {
+            case.strip();
         }
         let mut storage = if seed / 3 % 2 == 0 { Storage::F32 } else { Storage::F16 };
         let tile = Tile::ALL[seed as usize / 6 % Tile::ALL.len()];
@@ -151,9 +149,12 @@ pub fn each_geometry(
             storage = Storage::F16;
         }
         let gpu = gpu.with_options(options);
-        let mut layouts = Layouts::any(storage);
-        layouts.vec4 = true;
-        let mut key = gpu.key(&case.problem(), &layouts).map_err(fail)?;
+        let problem = case.problem();
+        let layouts = match kernels {
+            Kernels::Gradients => Layouts::contiguous(storage, &problem),
+            _ => padded(storage),
+        };
+        let mut key = gpu.key(&problem, &layouts).map_err(fail)?;
         key.dropout = case.call.dropout.is_some();
         // Beyond that, cases with masks until rows that see nothing are not rare.
         let wanted = |n: &usize| *n < LEAST || rare && case.shape.mask.is_some();
@@ -175,7 +176,7 @@ pub fn each_geometry(
     }
     let mut missing = coverage.missing_options(LEAST);
     // No kernel with matrices has xpos, and most calls with windows of their own have it.
-    missing.retain(|option| kernels == Kernels::Tiles || !["xpos", "override"].contains(option));
+    missing.retain(|option| kernels != Kernels::Matrices || !["xpos", "override"].contains(option));
     if !missing.is_empty() {
         failures.push(format!("fewer than {LEAST} cases of {missing:?}"));
     }
@@ -240,9 +241,8 @@ pub fn compare<T: GpuElement>(
     inputs: &HostInputs<'_, T>,
 ) -> Result<Option<(usize, usize)>, String> {
     let problem = case.attention().problem(&case.shape.clone().with_lse()).unwrap();
-    let mut layouts = Layouts::any(T::STORAGE);
-    layouts.vec4 = true;
-    let matrix = gpu.key(&problem, &layouts).map_err(|e| e.to_string())?.matrix.is_some();
+    let matrix =
+        gpu.key(&problem, &padded(T::STORAGE)).map_err(|e| e.to_string())?.matrix.is_some();
     let budget = match matrix {
         true => ErrorBudget::measure_f16_products(&problem, inputs, &case.call),
         false => ErrorBudget::measure_call(&problem, inputs, &case.call),
