@@ -1,5 +1,6 @@
 //! The parts of the test suite, each a list of cargo commands.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -81,6 +82,9 @@ fn lint() -> Result<(), String> {
         args.extend(["--", "-D", "warnings"]);
         cargo(&args, &[])?;
     }
+    // Other members of the workspace ask for the library's features.
+    let bare = ["clippy", "-p", "local-attention", "--no-default-features", "--all-targets"];
+    cargo(&[&bare[..], &["--", "-D", "warnings"]].concat(), &[])?;
     web::lint()?;
     // Outside the workspace, so that nothing else would notice.
     cargo(
@@ -98,21 +102,7 @@ fn docs() -> Result<(), String> {
 fn cpu() -> Result<(), String> {
     need("spirv-val", &|| which("spirv-val"), "spirv-tools")?;
     let env = [("LOCAL_ATTENTION_GPU", "off"), ("LOCAL_ATTENTION_SPIRV_VAL", "require")];
-    cargo(&["test", "--workspace", "--all-features"], &env)?;
-    cargo(
-        &[
-            "test",
-            "-p",
-            "local-attention",
-            "--no-default-features",
-            "--lib",
-            "--test",
-            "properties",
-            "--test",
-            "gradients",
-        ],
-        &[],
-    )
+    cargo(&["test", "--workspace", "--all-features"], &env)
 }
 
 /// The shares of lavapipe and of SwiftShader.
@@ -137,10 +127,11 @@ fn gpu(shares: [Option<&str>; 2]) -> Result<(), String> {
     cargo(&with(&["test", "--test", "gpu", "--no-run"]), &[])?;
     // At the same time: both spend most of it compiling shaders, each on one thread.
     std::thread::scope(|scope| {
-        let drivers = [lavapipe(), swiftshader()].into_iter().zip(shares);
-        let runs = drivers.filter_map(|(file, share)| Some((file?, share))).map(|(file, share)| {
+        let drivers = [("lavapipe", lavapipe()), ("SwiftShader", swiftshader())];
+        let runs = drivers.into_iter().zip(shares).map(|((name, file), share)| {
             let args = with(&["test", "--test", "gpu"]);
             scope.spawn(move || {
+                let file = file.ok_or_else(|| format!("the driver of {name} is gone"))?;
                 let mut env = vec![
                     ("LOCAL_ATTENTION_GPU", "require"),
                     ("VK_DRIVER_FILES", file.as_str()),
@@ -148,7 +139,7 @@ fn gpu(shares: [Option<&str>; 2]) -> Result<(), String> {
                     ("XDG_RUNTIME_DIR", "/tmp"),
                 ];
                 env.extend(share.map(|share| ("LOCAL_ATTENTION_SHARE", share)));
-                run_whole(env!("CARGO"), &args, &env)
+                run_named(name, env!("CARGO"), &args, &env)
             })
         });
         // All are started before one is waited for.
@@ -232,15 +223,20 @@ pub fn run_in(
     ended(command.current_dir(folder).status(), &line)
 }
 
-/// The same for one of several that run at the same time: what it prints is shown when it ends.
-fn run_whole(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
+/// The same for one of several that run at the same time: each line begins with a name.
+fn run_named(name: &str, program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
     let (mut command, line) = prepare(program, args, env);
-    let output = command.output();
-    if let Ok(output) = &output {
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        println!("$ {line}\n{}{}", text(&output.stderr), text(&output.stdout));
+    println!("{name}: $ {line}");
+    let (reader, writer) = std::io::pipe().map_err(|e| format!("no pipe for {line}: {e}"))?;
+    let copy = || writer.try_clone().map_err(|e| format!("no pipe for {line}: {e}"));
+    command.stdout(copy()?).stderr(copy()?);
+    let child = command.spawn();
+    // Else they would hold the pipe open.
+    drop((command, writer));
+    for text in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+        println!("{name}: {}", String::from_utf8_lossy(&text));
     }
-    ended(output.map(|output| output.status), &line)
+    ended(child.and_then(|mut child| child.wait()), &format!("{name}: {line}"))
 }
 
 /// A program in the workspace, and what it is called in messages.
