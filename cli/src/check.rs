@@ -15,6 +15,9 @@ use crate::console::{Console, complain, plain};
 use crate::error::BadInput;
 use crate::run::load;
 
+/// What a case says of gradients.
+const GRADIENTS: [&str; 4] = ["dq", "dk", "dv", "dattn_bias"];
+
 /// Largest error allowed by default, times [`magnitude`].
 pub const TOLERANCE: f64 = 1e-5;
 
@@ -155,6 +158,14 @@ fn check_file(
 ) -> Result<(), BadInput> {
     let in_file = |e: BadInput| BadInput::file(file, e);
     let case = load(file, &Replace::default())?;
+    for tensor in &case.unknown {
+        let (tensor, name) = (plain(tensor), plain(name));
+        bar.suspend(|| {
+            console.note(format!(
+                "note: {name}: tensor {tensor} was not read: its name means nothing here"
+            ));
+        });
+    }
     let chosen = match args.backend {
         Backends::All => engines.present(case.dtype()),
         Backends::One(_) => {
@@ -226,10 +237,16 @@ impl Verdict {
 /// The worst tensor of those that a case says and an engine gives.
 fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, BadInput> {
     let expected = case.expected.get("out").ok_or_else(|| {
-        BadInput::Usage("tensor out is missing, or of a type that is not read: there is nothing to compare with".to_owned())
+        BadInput::Usage("tensor out is missing: there is nothing to compare with".to_owned())
     })?;
     let attention = LocalAttention::new(case.config.clone())?.with_quirks(args.case.quirks);
     let got = engine.compute(case, &attention, &Call::default(), case.dtype())?;
+    let given = |name: &str| got.gradients.iter().any(|(given, _)| *given == name);
+    let missing = |name: &&&str| case.expected.contains_key(**name) && !given(name);
+    if let Some(name) = GRADIENTS.iter().find(missing) {
+        let needs = "gradients need dout, and dattn_bias an attn_bias";
+        return Err(BadInput::Usage(format!("tensor {name} cannot be compared: {needs}")));
+    }
     let mut worst = compare("out", &got.out, expected, args.tolerance * magnitude(expected));
     let mut gradient_share = args.tolerance;
     if case.dtype() == Dtype::F16 {
@@ -261,9 +278,11 @@ fn verdict(case: &Case, engine: &Chosen, args: &CheckArgs) -> Result<Verdict, Ba
 fn compare(tensor: &'static str, got: &Array, expected: &Array, allowed: f64) -> Verdict {
     let error = largest_error(got, expected);
     let reason = if got.shape != expected.shape {
-        Some(format!("{tensor} has shape {:?}, expected {:?}", got.shape, expected.shape))
+        Some(format!("{tensor} has shape {:?}, in the file {:?}", got.shape, expected.shape))
     } else {
-        (!error.is_finite()).then(|| format!("a NaN or an infinity in {tensor}"))
+        let finite = f64::of(&got.data).iter().all(|x| x.is_finite());
+        let whose = if finite { "the file's " } else { "" };
+        (!error.is_finite()).then(|| format!("a NaN or an infinity in {whose}{tensor}"))
     };
     let passed = error.is_finite() && error <= allowed;
     Verdict { tensor, compared: 1, error, allowed, passed, budget: "tolerance", reason }
@@ -303,10 +322,11 @@ fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
             "reason": reason,
         }),
         format!(
-            "{} {:<36} {:<13} {tensor:<10} error {error:.2e}, allowed {allowed:.2e} ({budget}){}",
+            "{} {:<36} {:<13} {tensor:<10} error {error:.2e}, allowed {allowed:.2e} ({budget}{}){}",
             if *passed { "ok    " } else { "FAILED" },
             plain(name),
             engine.name(),
+            if *compared > 1 { format!(", the worst of {compared}") } else { String::new() },
             reason.as_ref().map_or(String::new(), |r| format!(": {r}")),
         ),
     );

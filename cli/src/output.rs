@@ -62,8 +62,11 @@ fn is_special(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir())
 }
 
-/// Whether a path is where standard output goes.
+/// Whether a path is where standard output goes, `-` among them.
 pub fn is_standard_output(path: &Path) -> bool {
+    if path.as_os_str() == "-" {
+        return true;
+    }
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
@@ -71,10 +74,7 @@ pub fn is_standard_output(path: &Path) -> bool {
         id(path).is_some_and(|it| id(Path::new("/dev/stdout")) == Some(it))
     }
     #[cfg(not(unix))]
-    {
-        let _ = path;
-        false
-    }
+    false
 }
 
 /// Whether two paths mean one file, whether or not it is there yet.
@@ -91,14 +91,21 @@ pub fn is_same_file(a: &Path, b: &Path) -> bool {
 
 /// An error where [`write_whole`] could not even begin: asked before long work.
 pub fn check_writable(given: &Path) -> Result<(), BadInput> {
+    if is_standard_output(given) {
+        return Ok(());
+    }
     let path = target(given)?;
     if is_special(&path) { Ok(()) } else { beside(&path, given).map(|_| ()) }
 }
 
 /// Writes a file beside its place and moves it there at the end. A device or a pipe is written to,
-/// never replaced.
+/// never replaced, and neither is a file that standard output goes to.
 pub fn write_whole(given: &Path, bytes: &[u8]) -> Result<(), BadInput> {
     let fail = |e: std::io::Error| BadInput::file(given, format!("cannot be written: {e}"));
+    if is_standard_output(given) {
+        let mut out = std::io::stdout().lock();
+        return out.write_all(bytes).and_then(|()| out.flush()).map_err(fail);
+    }
     let path = target(given)?;
     if is_special(&path) {
         return std::fs::write(path, bytes).map_err(fail);

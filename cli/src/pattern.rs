@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::args::{CaseArgs, JsonArg};
 use crate::console::{Console, ended};
 use crate::error::BadInput;
-use crate::output::write_whole;
+use crate::output::{is_standard_output, write_whole};
 
 /// Lines and columns of text that still can be read.
 const TEXT_LIMIT: usize = 512;
@@ -76,6 +76,8 @@ pub fn pattern(args: &PatternArgs, console: Console) -> Result<bool, BadInput> {
             )));
         }
         write_whole(path, geometry.pattern_svg()?.as_bytes())?;
+        // What is said must not land in what is written.
+        let console = if is_standard_output(path) { console.beside_output() } else { console };
         let path = path.display().to_string();
         console.result(&json!({ "svg": path }), format!("wrote {path}"));
         return Ok(true);

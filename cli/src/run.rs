@@ -13,7 +13,7 @@ use crate::backend::{Backend, Computed};
 use crate::case::{Case, CaseError, Dtype, Replace};
 use crate::console::{Console, plain};
 use crate::error::BadInput;
-use crate::output::{check_writable, is_standard_output, write_tensors};
+use crate::output::{check_writable, is_same_file, is_standard_output, write_tensors};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -76,9 +76,17 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
     let call = args.seed.map_or_else(Call::default, Call::with_seed);
     let problem = case.problem(&attention).map_err(|e| in_file(e.into()))?;
     let (chosen, why) = engines.choose(dtype, Some(&problem))?;
-    let (input, output) = (&args.input, &args.output);
-    if output.canonicalize().is_ok_and(|o| input.canonicalize().is_ok_and(|i| i == o)) {
+    let output = &args.output;
+    if is_same_file(output, &args.input) {
         return Err(BadInput::file(output, "cannot be written: it is the case itself"));
+    }
+    for (name, text) in [("--config", &args.config), ("--forward", &args.forward)] {
+        if text.as_ref().is_some_and(|text| is_same_file(output, Path::new(text))) {
+            return Err(BadInput::file(
+                output,
+                format!("cannot be written: {name} is read from it"),
+            ));
+        }
     }
     check_writable(output)?;
     // What is said must not land in what is written.
@@ -89,8 +97,10 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         console.say(line);
     }
     for name in &case.unknown {
-        console
-            .note(format!("note      tensor {} means nothing here and was not read", plain(name)));
+        console.note(format!(
+            "note      tensor {} was not read: its name means nothing here",
+            plain(name)
+        ));
     }
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} computing, {elapsed}") {

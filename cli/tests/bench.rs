@@ -287,7 +287,7 @@ mod peers {
         assert!(1.0 < ratio && ratio < most, "{ratio}, {most}");
     }
 
-    /// It is said, and ours is measured to the end.
+    /// It is said, by the exit status too, and ours is measured to the end.
     #[test]
     fn one_that_dies() {
         for (script, why) in [
@@ -299,7 +299,7 @@ mod peers {
             (r#"read shape; echo '{}'; read end"#, "it answered {}"),
         ] {
             let out = beside(&format!("echo '{{\"torch\": \"9\"}}'; {script}"));
-            assert_eq!(out.status, 0, "{}", out.stderr);
+            assert_eq!(out.status, 1, "{}", out.stderr);
             let rows = rows(&out);
             assert!(rows.len() == 1 && rows[0]["runs"] == 7, "{}", out.stdout);
             assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);

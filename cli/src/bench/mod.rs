@@ -74,7 +74,7 @@ pub struct BenchArgs {
     /// Python that has the peers' packages (benches/peers/requirements.txt).
     #[arg(long, default_value = "python3", value_name = "PATH")]
     python: PathBuf,
-    /// One JSON object a line into a file, or to standard output for -.
+    /// One JSON object a line into a file once all is measured, or to standard output, as they come, for -.
     #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// A CSV file.
@@ -83,7 +83,7 @@ pub struct BenchArgs {
     /// A self-contained page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Say what moved since an earlier --json file.
+    /// Say what moved since an earlier run: its --json file.
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
 }
@@ -109,6 +109,9 @@ fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
         {
             return Err(BadInput::file(path, "is asked for twice: each result needs its own file"));
         }
+        if args.compare.as_ref().is_some_and(|old| is_same_file(old, path)) {
+            return Err(BadInput::file(path, "cannot be written: --compare reads it"));
+        }
         check_writable(path)?;
     }
     let console = Console::new(json_is_output);
@@ -117,7 +120,7 @@ fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
     Ok(if others.any(|p| is_standard_output(p)) { console.beside_output() } else { console })
 }
 
-/// Whether every shape could be measured.
+/// Whether every shape could be measured, and one of them beside each peer.
 pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let shapes = match (args.suite, args.shape.shape()?) {
         (None, Some(shape)) => vec![shape],
@@ -158,5 +161,6 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     if !results.rows.is_empty() {
         write_files(args, &results.rows, &floors, &machine)?;
     }
-    Ok(results.failed == 0)
+    let ran = |peer: &Peer| results.rows.iter().any(|row| row.backend == peer.name());
+    Ok(results.failed == 0 && args.peer.iter().all(ran))
 }

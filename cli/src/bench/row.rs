@@ -172,11 +172,11 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, BadInput> {
         .map_err(|e| BadInput::file(path, format!("cannot be read: {e}")))?;
     let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     if rows.clone().next().is_none() {
-        return Err(BadInput::file(path, "holds no rows of bench --json"));
+        return Err(BadInput::file(path, "holds no rows of a bench --json file"));
     }
     rows.map(|(i, line)| {
         serde_json::from_str(line).map_err(|e| {
-            BadInput::file(path, format!("line {} is no row of bench --json: {e}", i + 1))
+            BadInput::file(path, format!("line {} is no row of a bench --json file: {e}", i + 1))
         })
     })
     .collect()

@@ -9,25 +9,25 @@ use crate::error::BadInput;
 #[derive(Debug, Args)]
 pub struct ShapeArgs {
     /// Sequences.
-    #[arg(long, requires = "n", default_value_t = 1)]
+    #[arg(long, requires = "n", default_value_t = 1, allow_negative_numbers = true)]
     batch: usize,
     /// Heads.
-    #[arg(long, requires = "n", default_value_t = 8)]
+    #[arg(long, requires = "n", default_value_t = 8, allow_negative_numbers = true)]
     heads: usize,
     /// Length of a sequence, a multiple of --window; measures this one shape.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     n: Option<usize>,
     /// Features of a head.
-    #[arg(long, requires = "n", default_value_t = 64)]
+    #[arg(long, requires = "n", default_value_t = 64, allow_negative_numbers = true)]
     head_dim: usize,
     /// Positions in a window.
-    #[arg(long, requires = "n", default_value_t = 128)]
+    #[arg(long, requires = "n", default_value_t = 128, allow_negative_numbers = true)]
     window: usize,
     /// Windows before its own that a query sees.
-    #[arg(long, requires = "n", default_value_t = 1)]
+    #[arg(long, requires = "n", default_value_t = 1, allow_negative_numbers = true)]
     look_backward: usize,
     /// Windows after its own that a query sees [default: 0 if causal, else 1].
-    #[arg(long, requires = "n")]
+    #[arg(long, requires = "n", allow_negative_numbers = true)]
     look_forward: Option<usize>,
     /// No query sees a later key.
     #[arg(long, requires = "n", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]

@@ -21,7 +21,7 @@ pub enum CaseError {
     MissingTensor(&'static str),
     /// Metadata that must be there.
     #[error(
-        "metadata config is missing: it holds the constructor arguments as JSON (or give --config)"
+        "metadata config is missing: it holds the constructor arguments as JSON (run takes --config too)"
     )]
     MissingConfig,
     /// JSON that does not say what it should.
@@ -144,8 +144,7 @@ impl Case {
         };
         let mut expected = BTreeMap::new();
         for name in EXPECTED {
-            // Of a type that is not read: unknown below.
-            if let Ok(Some(tensor)) = optional(&tensors, name) {
+            if let Some(tensor) = optional(&tensors, name)? {
                 expected.insert(name.to_owned(), tensor);
             }
         }
