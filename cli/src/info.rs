@@ -42,16 +42,17 @@ pub fn info(console: Console) -> Result<bool, BadInput> {
         }
         let list = |name: &str| {
             let all = adapter[name].as_array().into_iter().flatten();
-            all.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+            all.filter_map(Value::as_str).collect::<Vec<_>>()
         };
-        lines.push(format!("           features {}", list("features")));
+        lines.push(format!("           features {}", list("features").join(", ")));
         if let Some(matrix) = adapter["matrix"].as_object() {
             let (side, lanes) = (&matrix["side"], &matrix["lanes"]);
             lines.push(format!(
                 "           matrix units {side}x{side}, f16 with sums in f32, subgroups of {lanes}"
             ));
         }
-        lines.push(format!("           kernels {}", list("kernels")));
+        lines
+            .extend(kernels(&list("kernels")).into_iter().map(|line| format!("           {line}")));
     }
     lines.push("reference  plain loops, f64 or f32".to_owned());
     lines.push(format!("auto       {} ({why})", chosen.name()));
@@ -67,6 +68,26 @@ pub fn info(console: Console) -> Result<bool, BadInput> {
     Ok(true)
 }
 
+/// The names of kernels, a line for each type of numbers and class of head sizes, with the tiles it comes in.
+fn kernels(names: &[&str]) -> Vec<String> {
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
+    for name in names {
+        let mut parts = name.split('-');
+        let (Some(_), Some(dtype), Some(size), Some(tile)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        let head = format!("kernels {dtype}, head_dim up to {}:", size.trim_start_matches('d'));
+        match lines.iter_mut().find(|(known, _)| *known == head) {
+            Some((_, tiles)) if tiles.contains(&tile) => {}
+            Some((_, tiles)) => tiles.push(tile),
+            None => lines.push((head, vec![tile])),
+        }
+    }
+    lines.into_iter().map(|(head, tiles)| format!("{head} {}", tiles.join(", "))).collect()
+}
+
 /// An adapter: who it is, the limits and features that kernels ask for, the kernels it can run.
 fn describe(adapter: &wgpu::Adapter) -> Value {
     let (info, limits) = (adapter.get_info(), adapter.limits());
@@ -79,11 +100,8 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
     let features = features.iter().filter(|(_, f)| adapter.features().contains(*f));
     // As reported: a device that is made is tested first.
     let matrix = AdapterCaps::of(adapter).matrix;
-    let room = limits.max_compute_workgroup_storage_size;
     let runs = |key: &PipelineKey| {
-        key.workgroup_bytes() <= room
-            && key.threads() <= limits.max_compute_invocations_per_workgroup
-            && key.threads() <= limits.max_compute_workgroup_size_x
+        key.check_limits(&limits).is_ok()
             && limits.max_storage_buffers_per_shader_stage >= 8
             && (key.matrix.is_none() || key.matrix == matrix)
             && (!key.f16_out || adapter.features().contains(wgpu::Features::SHADER_F16))
@@ -100,7 +118,7 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
         "matrix": matrix.map(|m| json!({ "side": m.side, "lanes": m.lanes })),
         "limits": {
             "max_storage_buffer_binding_size": limits.max_storage_buffer_binding_size,
-            "max_compute_workgroup_storage_size": room,
+            "max_compute_workgroup_storage_size": limits.max_compute_workgroup_storage_size,
             "max_compute_invocations_per_workgroup": limits.max_compute_invocations_per_workgroup,
             "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
             "max_storage_buffers_per_shader_stage": limits.max_storage_buffers_per_shader_stage,

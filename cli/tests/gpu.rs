@@ -21,10 +21,23 @@ fn goldens() -> Result<(), Failed> {
     let results: Vec<Value> =
         out.stdout.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let failed: Vec<_> = results.iter().filter(|r| r["passed"] != true).collect();
-    match (out.status, failed.is_empty(), results.len()) {
+    let here = results.iter().all(|r| r["backend"] == "gpu");
+    match (out.status, failed.is_empty() && here, results.len()) {
         (0, true, 217) => Ok(()),
         _ => Err(format!("{failed:#?}\n{}", out.stderr).into()),
     }
+}
+
+/// Software on the CPU is no reason to leave the CPU engine.
+fn info_of_adapters() -> Result<(), Failed> {
+    let out = run_with(&["info"], &[]);
+    let says = |what: &str| out.stdout.lines().any(|line| line.trim_start().starts_with(what));
+    assert!(says("gpu 0") && says("kernels f32, head_dim up to 64: small"), "{}", out.stdout);
+    let info: Value = serde_json::from_str(&run_with(&["info", "--json"], &[]).stdout)?;
+    let all = info["gpu"].as_array().ok_or("no list of adapters")?;
+    let real = all.iter().any(|adapter| adapter["type"] != "Cpu");
+    assert_eq!(info["auto"], if real { "gpu" } else { "cpu" }, "{info}");
+    Ok(())
 }
 
 fn bench() -> Result<(), Failed> {
@@ -73,7 +86,8 @@ fn main() -> ExitCode {
     let ignored = setting == "off" || !present;
     type Test = fn() -> Result<(), Failed>;
     // The first share's: of the other adapters, SwiftShader has the golden cases in a browser too.
-    let tests: [(&str, Test, bool); 3] = [
+    let tests: [(&str, Test, bool); 4] = [
+        ("info_and_what_auto_is", info_of_adapters, false),
         ("every_golden_case", goldens, !share.has(0)),
         ("bench_on_the_device", bench, false),
         ("too_many_features_are_an_error", too_many_features, false),

@@ -179,7 +179,7 @@ impl Gpu {
             Kernel::Forward => self.forward_key(problem, layouts)?,
             _ => self.tile_key(problem, layouts)?.with_kernel(kernel),
         };
-        self.check_limits(&key)?;
+        key.check_limits(&self.device().limits())?;
         let blocks = key.value_blocks(problem.shape.value_dim) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
         if blocks > most {
@@ -232,7 +232,7 @@ impl Gpu {
         if let Some(key) = self.matrix_key(problem, &key) {
             let base = least_keys(problem, &base_of(problem, &key));
             let fits = loops::check(self, problem, &key, &base, problem.dropout > 0.0);
-            if fits.is_ok() && self.check_limits(&key).is_ok() {
+            if fits.is_ok() && key.check_limits(&self.device().limits()).is_ok() {
                 return Ok(key);
             }
         }
@@ -271,7 +271,7 @@ impl Gpu {
         let has_f16 = self.device().features().contains(wgpu::Features::SHADER_F16);
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
-        self.check_limits(&key)?;
+        key.check_limits(&self.device().limits())?;
         // Registers are memory there.
         let (little, much) = match self.caps().is_software() {
             true => (Tile::Short, Tile::Tall),
@@ -289,7 +289,7 @@ impl Gpu {
         let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
         let better = PipelineKey { tile, ..key };
         let key = PipelineKey { tile: little, ..key };
-        Ok(if self.check_limits(&better).is_ok() { better } else { key })
+        Ok(if better.check_limits(&self.device().limits()).is_ok() { better } else { key })
     }
 
     /// [`Gpu::plan`], waiting for it.
@@ -319,35 +319,12 @@ impl Gpu {
             let other = PipelineKey { tile, ..key };
             let drops = problem.dropout > 0.0;
             let refused = loops::check(self, problem, &key, base, drops).is_err();
-            if refused && self.check_limits(&other).is_ok() {
+            if refused && other.check_limits(&self.device().limits()).is_ok() {
                 key = other;
             }
         }
         // Calls that drop weights are checked once more.
         loops::check(self, problem, &key, base, false).map(|()| key)
-    }
-
-    fn check_limits(&self, key: &PipelineKey) -> Result<(), PlanError> {
-        let limits = self.device().limits();
-        for (limit, got, needed) in [
-            (
-                "max_compute_workgroup_storage_size",
-                limits.max_compute_workgroup_storage_size,
-                key.workgroup_bytes(),
-            ),
-            (
-                "max_compute_invocations_per_workgroup",
-                limits.max_compute_invocations_per_workgroup,
-                key.threads(),
-            ),
-            ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, key.threads()),
-        ] {
-            if got < needed {
-                let (got, needed) = (u64::from(got), u64::from(needed));
-                return Err(PlanError::Limit { limit, got, needed });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -355,7 +332,7 @@ impl Plan {
     /// The same problem with another kernel.
     pub(super) async fn with_kernel(&self, kernel: Kernel) -> Result<Self, PlanError> {
         let key = self.key.with_kernel(kernel);
-        self.gpu.check_limits(&key)?;
+        key.check_limits(&self.gpu.device().limits())?;
         let mut plan = self.clone();
         if kernel == Kernel::Rows {
             plan.base.block_len = ROWS_BLOCK;

@@ -2,6 +2,7 @@
 
 use super::key::{Features, Kernel, PipelineKey};
 use super::matrix::Matrix;
+use crate::gpu::error::PlanError;
 use crate::gpu::params;
 
 /// Keys of a tile.
@@ -223,6 +224,41 @@ impl PipelineKey {
             queries: u64::from(self.thread_queries()),
             outputs,
         }
+    }
+
+    /// Whether a device with these limits can run it.
+    ///
+    /// ```
+    /// use local_attention::gpu::{PipelineKey, wgpu};
+    ///
+    /// // Within WebGPU's defaults there is a kernel for every head_dim.
+    /// let limits = wgpu::Limits::default();
+    /// let all = PipelineKey::all().into_iter().filter(|key| key.check_limits(&limits).is_ok());
+    /// assert!(all.map(|key| key.head_dim).any(|d| d == 256));
+    /// ```
+    ///
+    /// # Errors
+    /// [`PlanError::Limit`]: the first limit that is too low.
+    pub fn check_limits(&self, limits: &wgpu::Limits) -> Result<(), PlanError> {
+        for (limit, got, needed) in [
+            (
+                "max_compute_workgroup_storage_size",
+                limits.max_compute_workgroup_storage_size,
+                self.workgroup_bytes(),
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup,
+                self.threads(),
+            ),
+            ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, self.threads()),
+        ] {
+            if got < needed {
+                let (got, needed) = (u64::from(got), u64::from(needed));
+                return Err(PlanError::Limit { limit, got, needed });
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of workgroup memory: wgpu does not check them against the device's limit.
