@@ -32,7 +32,8 @@ impl WindowGeometry {
         let last = self.seq_len().saturating_sub(1);
         let width = last.to_string().len();
         let rows = queries.start..queries.end.min(self.seq_len());
-        let mut text = reserve_text(&[rows.len(), 2 * self.padded_len() + width + 9])?;
+        let line = self.padded_len().saturating_mul(2).saturating_add(width + 9);
+        let mut text = reserve_text(&[rows.len(), line])?;
         for query in rows {
             let _ = write!(text, "query {query:>width$} ");
             let visible = self.visible_range(query);
@@ -83,8 +84,13 @@ impl WindowGeometry {
         }
         svg.push_str("</g>\n");
         // Lines between windows, thinned out where they would touch.
-        let every = self.window() * (4.0 / (self.window() as f64 * cell)).ceil().max(1.0) as usize;
-        let label_every = every * (28.0 / (every as f64 * cell)).ceil().max(1.0) as usize;
+        let thin = |step: usize, apart: f64| {
+            let least = (apart / (step as f64 * cell)).ceil() as usize;
+            // Where cells are at their smallest, by number.
+            step * least.max(self.padded_len().div_ceil(step.saturating_mul(400))).max(1)
+        };
+        let every = thin(self.window(), 4.0);
+        let label_every = thin(every, 28.0);
         for start in (0..=self.padded_len()).step_by(every) {
             let at = start as f64 * cell;
             let _ = writeln!(
@@ -158,5 +164,20 @@ fn bar(svg: &mut String, query: usize, keys: Range<usize>, cell: f64, colour: &s
             // Bars of neighbours touch; a gap tells them apart where there is room.
             if cell > 6.0 { cell - 1.0 } else { cell }
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{AttentionShape, LocalAttention, LocalAttentionConfig};
+
+    /// Of one query among two billion padded positions, in windows of one.
+    #[test]
+    fn rules_are_few_however_many_windows() {
+        let config = LocalAttentionConfig::new(i64::from(i32::MAX)).autopad(true).use_xpos(true);
+        let shape = AttentionShape::new([1], 1, 8).with_window(1);
+        let problem = LocalAttention::new(config).unwrap().problem(&shape).unwrap();
+        let svg = problem.geometry().pattern_svg().unwrap();
+        assert!((100..1500).contains(&svg.lines().count()), "{}", svg.lines().count());
     }
 }

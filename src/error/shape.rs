@@ -101,7 +101,7 @@ pub enum ShapeError {
         dim: i64,
     },
     /// Keys whose length does not pad to that of the queries.
-    #[error("{tensor} has length {got}: {}", if *.multiple == 1 { format!("it must be {padded}, like the queries") } else { format!("{} to {padded} is allowed, which pads to the queries' {padded}", padded.saturating_sub(multiple - 1)) })]
+    #[error("{tensor} has length {got}: {}", if *.multiple == 1 { format!("it must be {padded}, like the queries") } else { format!("{} to {padded} is allowed, which pads to the queries' {padded}", padded.saturating_sub(multiple.saturating_sub(1))) })]
     KeyLength {
         /// `k` or `v`.
         tensor: &'static str,

@@ -228,8 +228,9 @@ pub(super) fn random_inputs<T: GpuElement>(
         random("v", kv_batch, [shape.key_len, shape.value_dim])?,
     );
     if let Some(mask) = shape.mask {
-        inputs =
-            inputs.with_mask(HostTensor::repeated(vec![true; mask.len], mask.rows, &[mask.len]));
+        let (mut open, _) = reserve("mask", &[mask.len])?;
+        open.resize(mask.len, true);
+        inputs = inputs.with_mask(HostTensor::repeated(open, mask.rows, &[mask.len]));
     }
     if let Some(bias) = shape.bias {
         inputs = inputs.with_attn_bias(random("attn_bias", bias.rows, [bias.queries, bias.slots])?);

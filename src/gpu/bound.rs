@@ -160,10 +160,14 @@ impl Bound {
             // How many keys are visited is known now that the bias is.
             loops::check(gpu, problem, &dispatch.key, &dispatch.params, false)?;
         }
+        // Offsets into it are counted in 32 bits.
+        let size = stride.saturating_mul(dispatches.len().max(1) as u64);
+        let max = device.limits().max_buffer_size.min(u64::from(u32::MAX));
+        check_fit([("uniforms", size)], max)?;
         let (parts, uniforms) = checked((device, queue), "binding tensors", || {
             let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
-                size: stride.saturating_mul(dispatches.len().max(1) as u64),
+                size,
                 usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });

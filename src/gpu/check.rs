@@ -187,7 +187,7 @@ fn overlap(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
     let bytes = |t: &TensorView<'_>| {
         let (low, high) = elements(t);
         let size = i128::from(t.dtype.bytes());
-        (low * size, (high + 1) * size)
+        (low.saturating_mul(size), high.saturating_add(1).saturating_mul(size))
     };
     let some = |t: &TensorView<'_>| !t.shape.contains(&0);
     let ((a_low, a_high), (b_low, b_high)) = (bytes(a), bytes(b));

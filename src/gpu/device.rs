@@ -385,7 +385,7 @@ impl Gpu {
     /// Workgroups in one dimension, at most.
     pub(super) fn max_workgroups(&self) -> u32 {
         let own = self.device().limits().max_compute_workgroups_per_dimension;
-        self.options.max_workgroups.map_or(own, |asked| asked.max(1).min(own))
+        self.options.max_workgroups.map_or(own, |asked| asked.min(own)).max(1)
     }
 
     /// The pipeline of a key, compiled at its first use.

@@ -38,6 +38,9 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
             return Ok(Vec::new());
         };
         let (positions, features) = (*positions, *features);
+        if shape.contains(&0) {
+            return Ok(Vec::new());
+        }
         let (dims, strides) = merge_leading(leading, &[&to.strides_elems[..leading.len()]])?;
         let last_two = [to.strides_elems[leading.len()], to.strides_elems[leading.len() + 1]];
         let laid = Laid::new(&to, strides[0], last_two, 0);
@@ -49,9 +52,6 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
         let mut all = Vec::new();
         let mut open = vec![(0..rows, 0..positions)];
         while let Some((rows, range)) = open.pop() {
-            if rows.is_empty() || range.is_empty() || features == 0 {
-                continue;
-            }
             let at =
                 |row: usize, position: usize| 16 * ((row * positions + position) * quads) as u64;
             let last = at(rows.end - 1, range.end);

@@ -11,6 +11,7 @@ use crate::gpu::scope::checked;
 use crate::gpu::tensor::{Dtype, ForwardTensors, TensorView, row_major};
 use crate::gpu::workspace::Workspace;
 use crate::gradients::{Shapes, SharedRows};
+use crate::tensor::elements;
 use crate::{BackwardInputs, Call, Gradient, Gradients, HostInputs, HostTensor, Problem, RunError};
 
 /// Bytes that are read back at a time.
@@ -342,7 +343,7 @@ fn strides(shape: &[usize], stored: &[usize]) -> Vec<i64> {
     for i in (0..leading).rev() {
         let shared = stored.get(i) == Some(&1) && shape[i] > 1;
         strides[i] = if shared { 0 } else { step };
-        step *= if shared { 1 } else { shape[i].max(1) as i64 };
+        step = step.saturating_mul(if shared { 1 } else { shape[i].max(1) as i64 });
     }
     strides
 }
@@ -362,7 +363,7 @@ fn upload<'u, T: GpuElement>(
         name,
         dtype: Dtype::from(T::STORAGE),
         strides: strides(&shape, stored),
-        rows: stored.iter().product(),
+        rows: elements(stored).unwrap_or(usize::MAX),
         row_bytes,
         row: Box::new(move |i| {
             // Of rows that are one, the first.

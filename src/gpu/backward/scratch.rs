@@ -30,9 +30,9 @@ impl BackwardPlan {
         let mask = tables.div_ceil(16);
         let mask_quads = problem.shape.mask.map_or(0, |m| m.len.div_ceil(4));
         let mask_rows = problem.shape.mask.map_or(0, |m| m.rows);
-        let stats = mask + mask_quads as u64 * mask_rows as u64;
-        let queries = problem.batch as u64 * problem.shape.query.len() as u64;
-        let needed = 16 * (stats + queries);
+        let stats = mask.saturating_add((mask_quads as u64).saturating_mul(mask_rows as u64));
+        let queries = (problem.batch as u64).saturating_mul(problem.shape.query.len() as u64);
+        let needed = stats.saturating_add(queries).saturating_mul(16);
         let limits = gpu.device().limits();
         let max = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         check_fit([("what is known of queries", needed)], max)?;
