@@ -231,10 +231,14 @@ mod peers {
 
     /// A run beside a peer that says its first line and then goes through its answers.
     fn beside(script: &str) -> common::Ran {
+        beside_on("cpu", script)
+    }
+
+    fn beside_on(backend: &str, script: &str) -> common::Ran {
         let folder = Folder::new();
         let python = folder.text("python", &format!("#!/bin/sh\n{script}\n"));
         std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let args = ["bench", "--backend", "cpu", "--n", "128", "--heads", "1", "--seconds", "0"];
+        let args = ["bench", "--backend", backend, "--n", "128", "--heads", "1", "--seconds", "0"];
         let more = ["--threads", "2", "--json", "-", "--peer", "torch-flex", "--python", &python];
         run(&[&args[..], &more].concat())
     }
@@ -285,6 +289,19 @@ mod peers {
         let ratio = peer["ratio_lower_quartile"].as_f64().unwrap();
         let most = 5000.0 / ours["min_ms"].as_f64().unwrap();
         assert!(1.0 < ratio && ratio < most, "{ratio}, {most}");
+    }
+
+    /// Its threads are asked for, whatever ours has.
+    #[test]
+    fn one_beside_the_oracle() {
+        let out = beside_on(
+            "reference",
+            r#"echo "{\"torch\": \"9\"}"; read shape; echo '{"rotary": true}'
+            for s in 1 1 1 1 1 1 1; do read run; echo '{"seconds": 1}'; done; read more"#,
+        );
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""));
+        let rows = rows(&out);
+        assert_eq!((&rows[0]["threads"], &rows[1]["threads"]), (&1.into(), &2.into()));
     }
 
     /// It is said, by the exit status too, and ours is measured to the end.

@@ -86,7 +86,7 @@ impl Setup {
     }
 }
 
-/// Threads and instruction sets are of the CPU engine. Several numbers of threads differ, and have no
+/// Threads are of the CPU engine and of peers, instruction sets of the former. Several numbers of threads differ, and have no
 /// peers: those keep their threads and memory between their turns.
 fn check_cpu_options(args: &BenchArgs, chosen: &Chosen) -> Result<(), BadInput> {
     let threads = &args.threads;
@@ -94,7 +94,7 @@ fn check_cpu_options(args: &BenchArgs, chosen: &Chosen) -> Result<(), BadInput> 
     let refuse = |why: String| Err(BadInput::Usage(why));
     if !matches!(chosen, Chosen::Cpu) {
         let why = "add --backend cpu";
-        if !threads.is_empty() {
+        if !threads.is_empty() && args.peer.is_empty() {
             return refuse(format!("--threads {text}: only the CPU engine has threads: {why}"));
         }
         if let Some(isa) = args.isa {
