@@ -90,8 +90,12 @@ impl Target {
             settings.iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect();
         let mut env: Vec<(&str, &str)> =
             settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        // Emulated: a fifth of the cases.
-        env.extend([("LOCAL_ATTENTION_ISA", self.isa), ("LOCAL_ATTENTION_CASES", "200")]);
+        // Emulated: a fifth of the cases, and kernels that are worth optimising.
+        env.extend([
+            ("LOCAL_ATTENTION_ISA", self.isa),
+            ("LOCAL_ATTENTION_CASES", "200"),
+            ("CARGO_PROFILE_TEST_OPT_LEVEL", "2"),
+        ]);
         cross::cargo(rustup, &args, &env)
     }
 }
