@@ -41,7 +41,7 @@ const TESTS: [(&str, Test, Option<usize>); 27] = [
     ("views_of_a_callers_buffers", gpu_suite::own_device::views, None),
     ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere, None),
     ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows, None),
-    ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all, Some(0)),
+    ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all, Some(1)),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls, None),
     ("examples_run", gpu_suite::own_device::examples, None),
     ("a_future_yields", gpu_suite::waiting::yields, None),
