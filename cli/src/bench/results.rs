@@ -84,9 +84,7 @@ pub fn write_files(
 ) -> Result<(), BadInput> {
     let text = |lines: Vec<String>| lines.join("\n") + "\n";
     // Where they were printed as they came, they are there.
-    if let Some(path) =
-        args.json.as_deref().filter(|p| p.as_os_str() != "-" && !is_standard_output(p))
-    {
+    if let Some(path) = args.json.as_deref().filter(|p| !is_standard_output(p)) {
         write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())?;
     }
     if let Some(path) = &args.csv {
