@@ -220,17 +220,22 @@ fn fits(len: usize, offset: usize, shape: &[usize], strides: &[isize]) -> bool {
 
 #[cfg(feature = "ndarray")]
 impl<'a, T: Clone, D: ndarray::Dimension> From<ndarray::ArrayView<'a, T, D>> for HostTensor<'a, T> {
-    /// Borrows the view where its elements fill one piece of memory, in any order of dimensions;
-    /// copies it otherwise.
+    /// Borrows the view where its elements fill one piece of memory, in any order of dimensions and however often
+    /// dimensions repeat them; copies it otherwise.
     fn from(view: ndarray::ArrayView<'a, T, D>) -> Self {
         let view = view.into_dyn();
         let shape = view.shape().to_vec();
         let strides = view.strides().to_vec();
-        let whole = shape.iter().product::<usize>();
+        // Each element once: of what is repeated, the first.
+        let mut once = view.clone();
+        for (axis, &stride) in strides.iter().enumerate() {
+            if stride == 0 && shape[axis] > 1 {
+                once.collapse_axis(ndarray::Axis(axis), 0);
+            }
+        }
         // Row-major from the lowest address on: only non-negative strides index it from 0.
         if strides.iter().all(|&s| s >= 0)
-            && let Some(data) = view.clone().to_slice_memory_order()
-            && data.len() == whole
+            && let Some(data) = once.to_slice_memory_order()
         {
             return Self { data: Cow::Borrowed(data), offset: 0, shape, strides };
         }

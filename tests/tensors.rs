@@ -18,10 +18,15 @@ fn views_of_ndarray() {
     assert!(borrowed(a.view()));
     assert!(borrowed(a.view().permuted_axes([2, 0, 1])), "a transpose needs no copy");
     assert!(borrowed(a.index_axis(Axis(0), 1)));
-    // Elements apart, backwards, repeated or absent are copied.
+    // So does what repeats elements, however often.
+    let one = a.slice(s![..1, .., ..]);
+    assert!(borrowed(one.broadcast((5, 3, 4)).unwrap()));
+    assert!(borrowed(one.permuted_axes([2, 1, 0]).broadcast((4, 3, 7)).unwrap()));
+    let huge = HostTensor::from(one.broadcast((1 << 50, 3, 4)).unwrap());
+    assert!(huge.borrows() && huge.shape() == [1 << 50, 3, 4]);
+    // Elements apart, backwards or absent are copied.
     assert!(!borrowed(a.slice(s![.., ..;2, ..])));
     assert!(!borrowed(a.slice(s![.., ..;-1, ..])));
-    assert!(!borrowed(a.slice(s![..1, .., ..]).broadcast((5, 3, 4)).unwrap()));
     assert!(HostTensor::from(a.slice(s![.., 3.., ..])).is_empty());
     assert!(borrowed(a.view().into_shape_with_order(24).unwrap()));
 }
