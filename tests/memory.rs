@@ -1,6 +1,6 @@
 //! A forward pass takes memory for its tiles alone: at n = 1,048,576 the peak above the tensors is
 //! that of n = 256, to within 64 MiB; and so is a backward pass at n = 262,144. Each length runs in a process of its
-//! own. Once a thread has its memory, calls that write into the caller's take none.
+//! own. Once a thread has its memory, calls that write into the caller's take none. A system that starts no threads is no failure.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -107,6 +107,18 @@ fn above_tensors(n: usize, backward: bool) -> Result<i64, Failed> {
     Ok(String::from_utf8_lossy(&out.stdout).trim().parse()?)
 }
 
+/// Where no more threads can be started, the one that calls computes.
+fn threads_that_cannot_start_are_not_needed() -> Result<(), Failed> {
+    // A thousand stacks of 2 MiB are more than the limit, in KiB.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 1000000 && exec \"$0\""]).arg(std::env::current_exe()?);
+    let out = command.env("RAYON_NUM_THREADS", "1000").env(LENGTH, "4096").output()?;
+    if out.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&out.stderr).into_owned().into())
+}
+
 fn main() {
     if let Ok(n) = std::env::var(LENGTH) {
         return child(n.parse().unwrap());
@@ -125,6 +137,11 @@ fn main() {
     };
     let trials = vec![
         Trial::test("warm_calls_allocate_nothing", warm_calls_allocate_nothing),
+        Trial::test(
+            "threads_that_cannot_start_are_not_needed",
+            threads_that_cannot_start_are_not_needed,
+        )
+        .with_ignored_flag(peak().is_none()),
         trial("a_million_positions_take_memory_for_tiles_alone", 1 << 20, false),
         trial("so_do_gradients_of_a_quarter_of_a_million", 1 << 18, true),
     ];

@@ -77,8 +77,25 @@ enum Threads {
     Caller,
 }
 
+/// Whether rayon's global pool is there, or could be started: rayon panics otherwise.
+fn global_works() -> bool {
+    #[cfg(not(target_family = "wasm"))]
+    {
+        use std::error::Error;
+        static WORKS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        // An error with no other behind it says that there is one already.
+        *WORKS.get_or_init(|| match rayon::ThreadPoolBuilder::new().build_global() {
+            Ok(()) => true,
+            Err(e) => e.source().is_none(),
+        })
+    }
+    // It is the thread that calls there.
+    #[cfg(target_family = "wasm")]
+    true
+}
+
 impl Cpu {
-    /// On rayon's global thread pool.
+    /// On rayon's global thread pool; on the thread that calls where the system starts no threads for that.
     pub fn new() -> Self {
         Self { threads: Threads::Global, isa: Available::best() }
     }
@@ -119,9 +136,9 @@ impl Cpu {
     /// Threads it computes on.
     pub fn threads(&self) -> usize {
         match &self.threads {
-            Threads::Global => rayon::current_num_threads(),
+            Threads::Global if global_works() => rayon::current_num_threads(),
             Threads::Pool(pool) => pool.current_num_threads(),
-            Threads::Caller => 1,
+            Threads::Global | Threads::Caller => 1,
         }
     }
 
@@ -146,7 +163,9 @@ impl Cpu {
             Threads::Pool(pool) if !small => {
                 pool.install(|| (0..tasks).into_par_iter().try_for_each(work))
             }
-            Threads::Global if !small => (0..tasks).into_par_iter().try_for_each(work),
+            Threads::Global if !small && global_works() => {
+                (0..tasks).into_par_iter().try_for_each(work)
+            }
             _ => (0..tasks).try_for_each(work),
         }
     }
