@@ -10,13 +10,10 @@ use serde_json::json;
 
 use crate::args::{CaseArgs, JsonArg};
 use crate::backend::{Backend, Chosen, Engines};
-use crate::case::{Array, Case, Dtype, Replace, Want};
+use crate::case::{Array, Case, Dtype, GRADIENTS, Replace, Want};
 use crate::console::{Console, complain, plain};
 use crate::error::BadInput;
 use crate::run::load;
-
-/// What a case says of gradients.
-const GRADIENTS: [&str; 4] = ["dq", "dk", "dv", "dattn_bias"];
 
 /// Largest error allowed by default, times [`magnitude`].
 pub const TOLERANCE: f64 = 1e-5;

@@ -97,9 +97,8 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 
 /// The files that are asked for, each its own, and where standard output goes.
 fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
-    let dash = args.json.as_deref().is_some_and(|p| p.as_os_str() == "-");
-    let json_file = args.json.as_ref().filter(|_| !dash);
-    let json_is_output = json || dash || json_file.is_some_and(|p| is_standard_output(p));
+    let json_file = args.json.as_ref();
+    let json_is_output = json || json_file.is_some_and(|p| is_standard_output(p));
     let files: Vec<_> =
         [json_file, args.csv.as_ref(), args.html.as_ref()].into_iter().flatten().collect();
     for (i, path) in files.iter().enumerate() {

@@ -11,5 +11,5 @@ mod read;
 
 pub(crate) use array::Want;
 pub use array::{Array, Data, Dtype};
-pub(crate) use read::Replace;
 pub use read::{Case, CaseError, Forward};
+pub(crate) use read::{GRADIENTS, Replace};

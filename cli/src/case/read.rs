@@ -91,8 +91,11 @@ pub struct Case {
     pub unknown: Vec<String>,
 }
 
-/// Tensors that a case may hold beside its inputs.
-const EXPECTED: [&str; 7] = ["out", "lse", "dout", "dq", "dk", "dv", "dattn_bias"];
+/// Tensors that a case may hold beside its inputs and [`GRADIENTS`].
+const EXPECTED: [&str; 3] = ["out", "lse", "dout"];
+
+/// What a backward pass gives.
+pub(crate) const GRADIENTS: [&str; 4] = ["dq", "dk", "dv", "dattn_bias"];
 
 /// What `--config` and `--forward` put in place of a file's metadata.
 #[derive(Debug, Clone, Default)]
@@ -143,7 +146,7 @@ impl Case {
             None => read_mask(&tensors, "input_mask")?,
         };
         let mut expected = BTreeMap::new();
-        for name in EXPECTED {
+        for name in EXPECTED.into_iter().chain(GRADIENTS) {
             if let Some(tensor) = optional(&tensors, name)? {
                 expected.insert(name.to_owned(), tensor);
             }
