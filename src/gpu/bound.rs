@@ -6,6 +6,7 @@ use super::device::Gpu;
 use super::error::{BindError, PlanError};
 use super::layout::{LaidTensors, check_fit};
 use super::loops;
+use super::owned::Owned;
 use super::params::{self, Params};
 use super::plan::{Pipelines, Plan};
 use super::scope::checked;
@@ -113,7 +114,7 @@ impl Plan {
     ) -> Result<Bound, BindError> {
         let pipelines = self.pipelines(laid.arena()).await?;
         let dispatches = chunks.iter().map(|chunk| self.dispatch(laid, chunk, pipelines.clone()));
-        Bound::new(self, dispatches.collect(), workspace).await
+        Bound::new(self, dispatches.collect(), workspace, Owned::default()).await
     }
 
     fn dispatch<'a>(
@@ -147,11 +148,13 @@ impl Plan {
 }
 
 impl Bound {
-    /// Dispatches in their order, on the device of a plan, with its tables where no others are given.
+    /// Dispatches in their order, on the device of a plan, with its tables where no others are given, and memory that is
+    /// its own.
     pub(super) async fn new(
         plan: &Plan,
         dispatches: Vec<Dispatch<'_>>,
         workspace: &Workspace,
+        mut own: Owned,
     ) -> Result<Self, BindError> {
         let (gpu, problem) = (&plan.gpu, &plan.problem);
         let stride = workspace::stride(gpu);
@@ -164,13 +167,13 @@ impl Bound {
         let size = stride.saturating_mul(dispatches.len().max(1) as u64);
         let max = device.limits().max_buffer_size.min(u64::from(u32::MAX));
         check_fit([("uniforms", size)], max)?;
-        let (parts, uniforms) = checked((device, queue), "binding tensors", || {
-            let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+        let parts = checked((device, queue), "binding tensors", || {
+            let uniforms = own.add(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
                 size,
                 usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
-            });
+            }));
             let part = |(i, dispatch): (usize, Dispatch<'_>)| {
                 let offset = i as u64 * stride;
                 let Dispatch { key, pipelines, params, bindings, workgroups } = dispatch;
@@ -183,27 +186,20 @@ impl Bound {
                     .chain(bindings)
                     .for_each(|(number, binding)| all.set(number, binding));
                 let group = |all: Bindings<'_>| all.group(device, gpu.group_layout());
-                let own = group(all.clone());
+                let alone = group(all.clone());
                 all.set(0, workspace.binding());
                 let dropping = pipelines.drop().then(|| {
                     let turns = loops::check(gpu, problem, &key, &params, true);
                     (group(all), turns)
                 });
                 let offset = offset as u32;
-                Part { pipelines, group: own, offset, dropping, params, workgroups }
+                Part { pipelines, group: alone, offset, dropping, params, workgroups }
             };
-            let parts: Vec<Part> = dispatches.into_iter().enumerate().map(part).collect();
-            (parts, uniforms)
+            dispatches.into_iter().enumerate().map(part).collect()
         })
         .await?;
         let (gpu, problem) = (gpu.clone(), problem.clone());
-        Ok(Self { gpu, problem, workspace: workspace.id(), parts, own: vec![uniforms] })
-    }
-
-    /// The same, with more memory that is its own.
-    pub(super) fn with_own(mut self, buffers: impl IntoIterator<Item = wgpu::Buffer>) -> Self {
-        self.own.extend(buffers);
-        self
+        Ok(Self { gpu, problem, workspace: workspace.id(), parts, own: own.take() })
     }
 
     /// Frees its memory on the device once what was submitted is done; it cannot be submitted again. Dropping it

@@ -155,9 +155,17 @@ struct Shared {
     tuned: Mutex<HashMap<(String, String), Variant>>,
 }
 
-/// All adapters of this machine that compute, best first: discrete, integrated, other, software.
+/// All adapters of this machine that compute, best first: discrete, integrated, other, software. Browsers name one: the
+/// one that they have for high performance.
 pub async fn adapters() -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    #[cfg(target_arch = "wasm32")]
+    let mut all: Vec<_> = {
+        let power_preference = wgpu::PowerPreference::HighPerformance;
+        let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+        instance.request_adapter(&options).await.into_iter().collect()
+    };
+    #[cfg(not(target_arch = "wasm32"))]
     let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
     let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,

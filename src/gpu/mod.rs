@@ -22,6 +22,7 @@ mod layout;
 mod loops;
 #[cfg(not(target_arch = "wasm32"))]
 mod matrix;
+mod owned;
 mod params;
 mod plan;
 mod scope;

@@ -5,6 +5,7 @@ use super::device::Gpu;
 use super::error::PlanError;
 use super::layout::check_fit;
 use super::loops;
+use super::owned::Owned;
 use super::params::Params;
 use super::scope::checked;
 use super::shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage, Tile};
@@ -179,7 +180,7 @@ impl Gpu {
             Kernel::Forward => self.forward_key(problem, layouts)?,
             _ => self.tile_key(problem, layouts)?.with_kernel(kernel),
         };
-        key.check_limits(&self.device().limits())?;
+        self.check_key(&key)?;
         let blocks = key.value_blocks(problem.shape.value_dim) as u64;
         let most = u64::from(self.device().limits().max_compute_workgroups_per_dimension);
         if blocks > most {
@@ -190,15 +191,16 @@ impl Gpu {
         let key = self.fit(problem, key, &least_keys(problem, &base))?;
         let pipelines = Pipelines::new(self, key, drops).await?;
         let words = uniforms::tables(problem, &mut base)?;
-        let buffer = |label, bytes: u64| {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
+        let mut own = Owned::default();
+        let mut buffer = |label, bytes: u64| {
+            own.add(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: bytes.max(16),
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_DST
                     | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
-            })
+            }))
         };
         let needed = 4 * words.len() as u64;
         let max = self.device().limits().max_storage_buffer_binding_size;
@@ -211,6 +213,7 @@ impl Gpu {
             (tables, [buffer("no tensor", 16), buffer("no result", 16)])
         })
         .await?;
+        own.take();
         let (gpu, problem) = (self.clone(), problem.clone());
         Ok(Plan { gpu, problem, key, drops, pipelines, tables, nothing, base })
     }
@@ -232,11 +235,16 @@ impl Gpu {
         if let Some(key) = self.matrix_key(problem, &key) {
             let base = least_keys(problem, &base_of(problem, &key));
             let fits = loops::check(self, problem, &key, &base, problem.dropout > 0.0);
-            if fits.is_ok() && key.check_limits(&self.device().limits()).is_ok() {
+            if fits.is_ok() && self.check_key(&key).is_ok() {
                 return Ok(key);
             }
         }
         Ok(key)
+    }
+
+    /// Whether the device's limits allow a kernel.
+    fn check_key(&self, key: &PipelineKey) -> Result<(), PlanError> {
+        key.check_limits(&self.device().limits())
     }
 
     /// The kernel without matrices.
@@ -271,7 +279,7 @@ impl Gpu {
         let has_f16 = self.device().features().contains(wgpu::Features::SHADER_F16);
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
-        key.check_limits(&self.device().limits())?;
+        self.check_key(&key)?;
         // Registers are memory there.
         let (little, much) = match self.caps().is_software() {
             true => (Tile::Short, Tile::Tall),
@@ -289,7 +297,7 @@ impl Gpu {
         let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
         let better = PipelineKey { tile, ..key };
         let key = PipelineKey { tile: little, ..key };
-        Ok(if better.check_limits(&self.device().limits()).is_ok() { better } else { key })
+        Ok(if self.check_key(&better).is_ok() { better } else { key })
     }
 
     /// [`Gpu::plan`], waiting for it.
@@ -319,7 +327,7 @@ impl Gpu {
             let other = PipelineKey { tile, ..key };
             let drops = problem.dropout > 0.0;
             let refused = loops::check(self, problem, &key, base, drops).is_err();
-            if refused && other.check_limits(&self.device().limits()).is_ok() {
+            if refused && self.check_key(&other).is_ok() {
                 key = other;
             }
         }
@@ -332,7 +340,7 @@ impl Plan {
     /// The same problem with another kernel.
     pub(super) async fn with_kernel(&self, kernel: Kernel) -> Result<Self, PlanError> {
         let key = self.key.with_kernel(kernel);
-        key.check_limits(&self.gpu.device().limits())?;
+        self.gpu.check_key(&key)?;
         let mut plan = self.clone();
         if kernel == Kernel::Rows {
             plan.base.block_len = ROWS_BLOCK;

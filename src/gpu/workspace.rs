@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::device::Gpu;
 use super::error::{BindError, DeviceError};
+use super::owned::Owned;
 use super::params::Params;
 use super::scope::checked;
 
@@ -51,15 +52,17 @@ impl Workspace {
         // Offsets are 32 bits.
         let limit = gpu.device().limits().max_buffer_size.min(u64::from(u32::MAX)) / stride;
         let slots = slots.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
+        let mut own = Owned::default();
         let buffer = checked(gpu.both(), "making a workspace", || {
-            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            own.add(gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention workspace"),
                 size: stride.saturating_mul(slots as u64),
                 usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
-            })
+            }))
         })
         .await?;
+        own.take();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Ok(Self { id, gpu: gpu.clone(), buffer, stride, slots: slots.into(), used: 0 })
     }

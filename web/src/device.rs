@@ -175,10 +175,9 @@ impl Device {
                     let at = (first * rows.stored) as u64;
                     encoder.copy_buffer_to_buffer(buffer, at, &back, 0, Some(size));
                     self.gpu.queue().submit([encoder.finish()]);
-                    back
+                    Back(back)
                 })
                 .await?;
-            let back = Back(back);
             self.mapped(&back.0).await?;
             let data = back.0.get_mapped_range(..).map_err(|e| self.gone(e.to_string()))?;
             let to = (first * rows.array) as u32;

@@ -27,7 +27,7 @@ impl Failure {
 
     /// Numbers of another type than the call's.
     pub(crate) fn dtype(tensor: &str, got: &str, needed: &str) -> Self {
-        let message = format!("{tensor} is {got}: it must be {needed}, like q");
+        let message = format!("{tensor} is {got}: it must be {needed}");
         Self { code: "ArgumentError.Type".to_owned(), message }
     }
 }

@@ -145,8 +145,8 @@ pub(crate) async fn forward(
     let kept = match found {
         Some(kept) => kept,
         None => {
-            let workspace = Workspace::new(&device.gpu, 1).await?;
             let views = views(request, &out, lse.as_ref())?;
+            let workspace = Workspace::new(&device.gpu, 1).await?;
             let bound = match forward.plan.bind_forward(&views, &workspace).await {
                 Ok(bound) => bound,
                 Err(e) => {

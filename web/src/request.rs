@@ -97,14 +97,15 @@ impl Request {
         ];
         for (name, tensor) in all {
             if let Some(tensor) = tensor.filter(|t| t.0.dtype != dtype) {
-                return Err(Failure::dtype(name, tensor.0.dtype.name(), dtype.name()));
+                let needed = format!("{}, like q", dtype.name());
+                return Err(Failure::dtype(name, tensor.0.dtype.name(), &needed));
             }
         }
         if let Some(lse) = self.lse.as_ref().filter(|t| t.0.dtype != Dtype::F32) {
-            return Err(Failure::dtype("lse", lse.0.dtype.name(), "f32, not"));
+            return Err(Failure::dtype("lse", lse.0.dtype.name(), "f32"));
         }
         if let Some(mask) = self.mask.as_ref().filter(|t| t.0.dtype != Dtype::U8) {
-            return Err(Failure::dtype("mask", mask.0.dtype.name(), "u8, not"));
+            return Err(Failure::dtype("mask", mask.0.dtype.name(), "u8"));
         }
         // The library takes shapes from tensors: from ones that repeat a single element.
         let (number, bit) = ([0.0_f32], [false]);

@@ -9,6 +9,7 @@ use crate::gpu::bound::Dispatch;
 use crate::gpu::chunk::Chunk;
 use crate::gpu::error::{BindError, PlanError};
 use crate::gpu::layout::check_fit;
+use crate::gpu::owned::Owned;
 use crate::gpu::params::{self, Params};
 use crate::gpu::plan::{Drops, Pipelines, Plan};
 use crate::gpu::scope::checked;
@@ -160,7 +161,10 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
     }
 
     /// Memory for the sum and for parts, and the pipeline that adds.
-    pub(super) async fn bias_buffers(&self) -> Result<([wgpu::Buffer; 2], Pipelines), BindError> {
+    pub(super) async fn bias_buffers(
+        &self,
+        own: &mut Owned,
+    ) -> Result<([wgpu::Buffer; 2], Pipelines), BindError> {
         let gpu = &self.plan.dq.gpu;
         let (sums, mut parts) = (4 * self.problem().shape.bias.map_or(0, elements), 16);
         if let Some((_, cut)) = self.bias_plan() {
@@ -175,12 +179,12 @@ impl<'b: 'a, 'a> Binder<'b, 'a> {
         check_fit([("parts of dattn_bias", parts)], max.min(gpu.max_binding_bytes()))?;
         let buffers = checked(gpu.both(), "making memory of a backward pass", || {
             [("dattn_bias", sums), ("parts of dattn_bias", parts)].map(|(label, size)| {
-                gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                own.add(gpu.device().create_buffer(&wgpu::BufferDescriptor {
                     label: Some(label),
                     size: size.next_multiple_of(16).max(16),
                     usage: wgpu::BufferUsages::STORAGE,
                     mapped_at_creation: false,
-                })
+                }))
             })
         })
         .await?;

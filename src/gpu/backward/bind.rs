@@ -11,6 +11,7 @@ use crate::gpu::bound::{Bound, Dispatch};
 use crate::gpu::chunk::Chunk;
 use crate::gpu::error::{BindError, PlanError};
 use crate::gpu::layout::check_fit;
+use crate::gpu::owned::Owned;
 use crate::gpu::params::{self, Params, View};
 use crate::gpu::plan::Plan;
 use crate::gpu::shader::Kernel;
@@ -42,7 +43,8 @@ impl BackwardPlan {
         let plan = &self.dq;
         workspace.check_gpu(&plan.gpu)?;
         LaidBackward::check(plan, tensors)?;
-        let scratch = self.scratch(tensors).await?;
+        let mut own = Owned::default();
+        let scratch = self.scratch(tensors, &mut own).await?;
         let wide = scratch.wide(tensors);
         let laid = LaidBackward::new(plan, &wide)?;
         let binder = Binder { plan: self, laid, scratch: &scratch };
@@ -52,7 +54,7 @@ impl BackwardPlan {
         let copied: Vec<_> = tensors.results().zip(wide.results()).zip(&scratch.results).collect();
         let mut sums = None;
         if let Some(to) = &tensors.dattn_bias {
-            let (buffers, all) = binder.bias_buffers().await?;
+            let (buffers, all) = binder.bias_buffers(&mut own).await?;
             let sums = sums.insert(buffers);
             dispatches.extend(binder.bias(sums, &all).await?);
             let b = plan.problem.shape.bias.map_or([1; 3], |b| [b.rows, b.queries, b.slots]);
@@ -64,10 +66,7 @@ impl BackwardPlan {
                     .extend(binder.copy((name, to), buffer, &from.shape, plan.key().vec4).await?);
             }
         }
-        let bound = Bound::new(plan, dispatches, workspace).await?;
-        let results = scratch.results.iter().flatten();
-        let own = [&scratch.aux].into_iter().chain(results).chain(sums.iter().flatten());
-        Ok(bound.with_own(own.cloned().collect::<Vec<_>>()))
+        Bound::new(plan, dispatches, workspace, own).await
     }
 
     /// [`BackwardPlan::bind`], waiting for it.

@@ -83,17 +83,12 @@ impl Gpu {
         bias: bool,
     ) -> Result<BackwardPlan, PlanError> {
         let dq = self.plan_kernel(Kernel::Dq, problem, layouts, drops).await?;
-        let bias = match bias {
-            true => Some(dq.with_kernel(Kernel::Bias).await?),
-            false => None,
-        };
-        Ok(BackwardPlan {
-            rows: dq.with_kernel(Kernel::Rows).await?,
-            again: dq.with_kernel(Kernel::RowsAgain).await?,
-            dkv: dq.with_kernel(Kernel::Dkv).await?,
-            dq,
-            bias,
-        })
+        let plan = BackwardPlan::beside(dq.clone(), bias).await;
+        // All share its memory.
+        if plan.is_err() {
+            dq.destroy();
+        }
+        plan
     }
 
     /// [`Gpu::plan_backward`], waiting for it.
@@ -111,6 +106,21 @@ impl Gpu {
 }
 
 impl BackwardPlan {
+    /// The other kernels beside one.
+    async fn beside(dq: Plan, bias: bool) -> Result<Self, PlanError> {
+        let bias = match bias {
+            true => Some(dq.with_kernel(Kernel::Bias).await?),
+            false => None,
+        };
+        Ok(Self {
+            rows: dq.with_kernel(Kernel::Rows).await?,
+            again: dq.with_kernel(Kernel::RowsAgain).await?,
+            dkv: dq.with_kernel(Kernel::Dkv).await?,
+            dq,
+            bias,
+        })
+    }
+
     /// Frees its memory on the device, as [`Plan::destroy`] does.
     pub fn destroy(&self) {
         // All share it.

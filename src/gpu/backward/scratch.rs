@@ -4,6 +4,7 @@ use super::BackwardPlan;
 use super::tensors::BackwardTensors;
 use crate::gpu::error::BindError;
 use crate::gpu::layout::check_fit;
+use crate::gpu::owned::Owned;
 use crate::gpu::scope::checked;
 use crate::gpu::tensor::{Dtype, TensorView};
 
@@ -23,6 +24,7 @@ impl BackwardPlan {
     pub(super) async fn scratch(
         &self,
         tensors: &BackwardTensors<'_>,
+        own: &mut Owned,
     ) -> Result<Scratch, BindError> {
         let plan = &self.dq;
         let (gpu, problem) = (&plan.gpu, &plan.problem);
@@ -53,13 +55,13 @@ impl BackwardPlan {
         check_fit(needs.iter().flatten().copied(), limits.max_buffer_size)?;
         let (device, queue) = gpu.both();
         let scratch = checked((device, queue), "making memory of a backward pass", || {
-            let make = |label, size: u64| {
-                device.create_buffer(&wgpu::BufferDescriptor {
+            let mut make = |label, size: u64| {
+                own.add(device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some(label),
                     size: size.next_multiple_of(16).max(16),
                     usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
-                })
+                }))
             };
             let aux = make("what is known of queries", needed);
             let mut encoder =
