@@ -151,9 +151,8 @@ fn bits<T: Element<Accumulator = f32>>(g: &Gradients<T>) -> Vec<u32> {
 fn cpu_is_deterministic() {
     let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3, 7] };
     let engines: Vec<_> = threads.iter().map(|&n| Cpu::with_threads(n).unwrap()).collect();
-    // Fewer where all else is fewer: emulated, each takes seconds.
-    let few = setting("LOCAL_ATTENTION_CASES", CASES) < CASES;
-    let (small, large) = if few { (20, 1) } else { (60, 6) };
+    let cases = setting("LOCAL_ATTENTION_CASES", CASES);
+    let (small, large) = (cases / 12, cases.div_ceil(120));
     let small = (0..small).map(|seed| (seed, case(6_000_000 + seed)));
     // Those alone use more than one thread.
     let large = (60..60 + large).map(|seed| (seed, Case::large(seed)));

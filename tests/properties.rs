@@ -223,9 +223,8 @@ fn cpu_is_deterministic() {
     let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3] };
     let pools = threads.iter().map(|&n| Cpu::with_threads(n).unwrap());
     let pools: Vec<_> = pools.chain([Cpu::new()]).collect();
-    // Fewer where all else is fewer: emulated, each takes seconds.
-    let few = setting("LOCAL_ATTENTION_CASES", 1000) < 1000;
-    let (small, large) = if few { (20, 2) } else { (60, 8) };
+    let cases = setting("LOCAL_ATTENTION_CASES", 1000);
+    let (small, large) = (cases / 16, cases.div_ceil(125));
     let small = (0..small).map(|seed| (seed, Case::decode(&list(1_000_000 + seed))));
     // Those alone use more than one thread.
     let large = (60..60 + large).map(|seed| (seed, Case::large(seed)));

@@ -36,16 +36,19 @@ pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
     gpu.queue().submit([encoder.finish()]);
 }
 
+/// Whether a share is all of the suite.
+pub fn is_whole(share: Share) -> bool {
+    share.has(0) && share.has(1)
+}
+
 /// The engine with one tile where a share of the suite is run, each with another, for what depends on kernels little: each
 /// that is compiled takes software adapters seconds.
 pub fn one_tile(gpu: &Gpu) -> Result<Gpu, Failed> {
     let share = Share::from_env()?;
     let mut options = gpu.options().clone();
-    options.tile = match (share.has(0), share.has(1)) {
-        (true, true) => options.tile,
-        (true, false) => Some(Tile::Small),
-        _ => Some(Tile::Short),
-    };
+    if !is_whole(share) {
+        options.tile = Some(if share.has(0) { Tile::Small } else { Tile::Short });
+    }
     Ok(gpu.with_options(options))
 }
 
@@ -83,9 +86,7 @@ impl Cases {
         let key = gpu.key(&case.problem(), layouts).map_err(fail)?;
         let rotary = key.features == Features::Rotary && key.vec4 && case.call.dropout.is_none();
         self.rotary += usize::from(rotary);
-        let share = Share::from_env()?;
-        let whole = share.has(0) && share.has(1);
-        Ok(whole || rotary || key.features == Features::All)
+        Ok(is_whole(Share::from_env()?) || rotary || key.features == Features::All)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Instant;
 
 use crate::{package, simd, web};
 
@@ -22,7 +23,7 @@ pub struct Part {
 pub const ALL: &[Part] = &[
     Part {
         name: "lint",
-        what: "formatting and clippy, for each set of features, warnings denied",
+        what: "formatting and clippy, with all features and with none, warnings denied",
         default: true,
         run: lint,
     },
@@ -74,19 +75,19 @@ fn lint() -> Result<(), String> {
         }
     }
     cargo(&["fmt", "--all", "--check"], &[])?;
-    for features in
-        [&["--all-features"][..], &["--no-default-features"], &["--features", "ndarray"]]
-    {
-        let mut args = vec!["clippy", "--workspace", "--all-targets"];
-        args.extend(features);
-        args.extend(["--", "-D", "warnings"]);
+    // Other members of the workspace ask for features of the library: alone it has those that are named.
+    for features in [
+        &["--workspace", "--all-features"][..],
+        &["-p", "local-attention", "--no-default-features"],
+    ] {
+        let args = [&["clippy", "--all-targets"], features, &["--", "-D", "warnings"]].concat();
         cargo(&args, &[])?;
     }
-    // Other members of the workspace ask for the library's features.
-    let bare = ["clippy", "-p", "local-attention", "--no-default-features", "--all-targets"];
-    cargo(&[&bare[..], &["--", "-D", "warnings"]].concat(), &[])?;
     web::lint()?;
-    // Outside the workspace, so that nothing else would notice.
+    // Outside the workspace, so that nothing else would notice; with the same versions, so that little is built again.
+    let lock = root().join("fuzz/Cargo.lock");
+    std::fs::copy(root().join("Cargo.lock"), &lock)
+        .map_err(|e| format!("{}: {e}", lock.display()))?;
     cargo(
         &["check", "--manifest-path", "fuzz/Cargo.toml", "--no-default-features"],
         &[("CARGO_TARGET_DIR", "target")],
@@ -206,9 +207,7 @@ pub fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
 
 /// Runs a program in the workspace; what it prints goes where ours goes.
 pub fn run(program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
-    let (mut command, line) = prepare(program, args, env);
-    println!("$ {line}");
-    ended(command.status(), &line)
+    run_in(&root(), program, args, env)
 }
 
 /// The same in another folder.
@@ -220,7 +219,10 @@ pub fn run_in(
 ) -> Result<(), String> {
     let (mut command, line) = prepare(program, args, env);
     println!("$ {line}");
-    ended(command.current_dir(folder).status(), &line)
+    let start = Instant::now();
+    ended(command.current_dir(folder).status(), &line)?;
+    println!("# {} s: {line}", start.elapsed().as_secs());
+    Ok(())
 }
 
 /// The same for one of several that run at the same time: each line begins with a name.

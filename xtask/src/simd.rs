@@ -73,6 +73,8 @@ impl Target {
         let triple = self.triple;
         let mut args =
             vec!["test", "-p", "local-attention", "--no-default-features", "--target", triple];
+        // No test of these uses it.
+        args.extend(["--config", "profile.test.package.naga.opt-level=0"]);
         let std = format!("-Zbuild-std=std,{},test", self.panic);
         let rustup = cross::rustup_has(triple);
         let mut settings = self.settings.clone();
@@ -90,10 +92,11 @@ impl Target {
             settings.iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect();
         let mut env: Vec<(&str, &str)> =
             settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        // Emulated: a fifth of the cases, and kernels that are worth optimising.
+        // Emulated: a tenth of the cases unless more are asked for, and kernels that are worth optimising.
+        let cases = std::env::var("LOCAL_ATTENTION_CASES").unwrap_or_else(|_| "100".to_owned());
         env.extend([
             ("LOCAL_ATTENTION_ISA", self.isa),
-            ("LOCAL_ATTENTION_CASES", "200"),
+            ("LOCAL_ATTENTION_CASES", &cases),
             ("CARGO_PROFILE_TEST_OPT_LEVEL", "2"),
         ]);
         cross::cargo(rustup, &args, &env)
