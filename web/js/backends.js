@@ -1,6 +1,6 @@
 // Which backend: one device and one worker for the whole page.
 
-import { asError, LocalAttentionError } from './errors.js';
+import { asError, unavailable } from './errors.js';
 import { Remote } from './remote.js';
 import { Session } from './session.js';
 
@@ -45,6 +45,6 @@ export const open = async (asked) => {
       why = error.message;
     }
   }
-  if (asked === 'webgpu') throw new LocalAttentionError('BackendError.Unavailable', `webgpu is not available: ${why}`);
+  if (asked === 'webgpu') throw unavailable('webgpu', why);
   return { backend: 'wasm', session: await session('wasm'), fallbackReason: why };
 };

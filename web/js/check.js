@@ -1,5 +1,6 @@
 // Names and types of arguments. Values are the library's matter, but for those that no number of it can hold.
 
+import { classOf, DTYPES, dtypeOf } from './dtype.js';
 import { LocalAttentionError, missing, wrongType, wrongValue } from './errors.js';
 
 const MAX_INTEGER = 2 ** 31 - 1;
@@ -111,19 +112,15 @@ export const backend = (value) => {
   return value;
 };
 
-/** The type of an array's elements; undefined for what is no array of numbers. */
-const dtypeOf = (value) =>
-  ({ Float32Array: 'f32', Float16Array: 'f16', Uint8Array: 'u8' })[
-    ArrayBuffer.isView(value) ? Object.prototype.toString.call(value).slice(8, -1) : ''
-  ];
+/** The type of an array that is of one of some; `others` are not arrays and would do. */
+const typed = (name, value, allowed, others = []) => {
+  const dtype = dtypeOf(value);
+  if (allowed.includes(dtype)) return dtype;
+  throw wrongType(name, value, [...allowed.map((t) => `a ${classOf(t)}`), ...others].join(' or '));
+};
 
 /** An array as it is uploaded: its bytes, type and shape. */
-export const array = (name, value, shape, allowed = ['f32', 'f16']) => {
-  const dtype = dtypeOf(value);
-  if (!allowed.includes(dtype)) {
-    const names = { f32: 'a Float32Array', f16: 'a Float16Array', u8: 'a Uint8Array' };
-    throw wrongType(name, value, [...allowed.map((t) => names[t]), 'a Tensor'].join(' or '));
-  }
+const array = (name, value, dtype, shape) => {
   const { buffer, byteOffset, byteLength, length } = value;
   const dims = shapeOf(`shape of ${name}`, shape);
   if (elements(dims) !== length) {
@@ -133,6 +130,8 @@ export const array = (name, value, shape, allowed = ['f32', 'f16']) => {
   const bytes = dtype === 'u8' ? value.map((x) => Number(x !== 0)) : new Uint8Array(buffer, byteOffset, byteLength);
   return { bytes, dtype, shape: dims };
 };
+
+export const upload = (data, shape) => array('data', data, typed('data', data, DTYPES), shape);
 
 /** The tensors and options of a call; `handle` takes tensors, and says undefined to what is none. */
 export const call = (given, names, handle) => {
@@ -151,9 +150,9 @@ export const call = (given, names, handle) => {
       return { id: own.id };
     }
     // What it is matters more than that its shape is missing.
-    if (!allowed.includes(dtypeOf(value))) return array(name, value, [], allowed);
+    const dtype = typed(name, value, allowed, ['a Tensor']);
     sizes[name] = shapes[name] ?? shape(value);
-    return array(name, value, sizes[name], allowed);
+    return array(name, value, dtype, sizes[name]);
   };
   const numbers = ['f32', 'f16'];
   const noShape = (name, what) => () => {

@@ -8,12 +8,24 @@ export class LocalAttentionError extends Error {
   }
 }
 
+/** The module stopped where it was: its memory is in no known state. */
+export const crashed = (message) => new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`);
+
+export const unavailable = (backend, why) =>
+  new LocalAttentionError('BackendError.Unavailable', `${backend} is not available: ${why}`);
+
 /** An error from the library's module, a worker or the browser as one of these. */
 export const asError = (error) => {
   if (error instanceof LocalAttentionError) return error;
   if (typeof error?.code === 'string') return new LocalAttentionError(error.code, error.message);
-  // A trap: the module's memory is in no known state.
-  return new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${error?.message ?? error}`);
+  const message = error?.message ?? error;
+  // A trap.
+  if (error instanceof WebAssembly.RuntimeError) return crashed(message);
+  // What browsers throw where an array finds no room: nothing has stopped.
+  if (error instanceof RangeError) {
+    return new LocalAttentionError('BackendError.OutOfMemory', `there is no memory for it: ${message}`);
+  }
+  return new LocalAttentionError('BackendError.Internal', `a fault of local-attention: ${message}`);
 };
 
 /** What a value looks like, for messages. */

@@ -83,22 +83,29 @@ export interface Options {
   backend?: Backend;
 }
 
+/** `[Symbol.dispose]`, the same as `dispose()`, for compilers whose library knows that symbol. */
+export type Using = SymbolConstructor extends { readonly dispose: infer S extends symbol }
+  ? { [K in S]: () => void }
+  : {};
+
 /**
  * A tensor that stays where attention is computed: in memory of the GPU, or of the worker. Usable by every attention of
- * its backend. Its memory is freed by `dispose()`, and by nothing else.
+ * its backend. Its memory is freed by `dispose()`, and by nothing else. `A` is the array that it is read as.
  */
-export interface Tensor {
+export interface Tensor<A extends Data | Uint8Array = Float32Array> extends Using {
   readonly shape: Shape;
   /** `u8`: a mask. */
   readonly dtype: Dtype | 'u8';
   readonly backend: Backend;
   readonly disposed: boolean;
   /** Waits for what computes it and copies it out, row-major: `Float32Array`, `Float16Array` or `Uint8Array`. */
-  read(): Promise<Float32Array>;
-  read<A extends Data | Uint8Array>(): Promise<A>;
+  read(): Promise<A>;
   /** Frees its memory; calls already made still use it. Once more does nothing. */
   dispose(): void;
 }
+
+/** Numbers as a call takes them: an array, which is copied to where attention is computed, or a tensor. */
+export type Numbers = Data | Tensor<Data>;
 
 /** Shapes of arrays, where they are not all q's. Tensors bring their own. */
 export interface Shapes {
@@ -114,18 +121,18 @@ export interface Shapes {
   attnBias?: Shape;
 }
 
-/** The inputs of a call; all numbers arrays, or all tensors, of one dtype. */
-export interface Inputs<T extends Data | Tensor = Data | Tensor> {
+/** The inputs of a call: arrays and tensors in any mixture, all numbers of one dtype. Results come as q does. */
+export interface Inputs<T extends Numbers = Numbers> {
   /** Queries `[.., n, d]`. */
   q: T;
   /** Keys `[.., m, d]`. */
-  k: Data | Tensor;
+  k: Numbers;
   /** Values `[.., m, dv]`. */
-  v: Data | Tensor;
+  v: Numbers;
   /** 0 hides a key from every query; `[rows, m]`. */
-  mask?: Uint8Array | Tensor | null;
+  mask?: Uint8Array | Tensor<Uint8Array> | null;
   /** Added to the logits after the scale. */
-  attnBias?: Data | Tensor | null;
+  attnBias?: Numbers | null;
   /** The shape of q, k and v, `[.., n, d]`, or that of each. Not needed for tensors. */
   shape?: Shape | Shapes;
   /** Overrides the window; needs `useXpos`. */
@@ -141,46 +148,53 @@ export interface Seed {
 }
 
 /** A forward pass. */
-export interface ForwardCall<T extends Data | Tensor = Data | Tensor> extends Inputs<T>, Seed {
-  /** Where the result goes instead of a new tensor or array: a tensor of its shape that the call does not read. */
-  out?: Tensor;
-  /** Also give `lse`, which `backward` needs. */
-  returnLse?: boolean;
+export interface ForwardCall<
+  T extends Numbers = Numbers,
+  O extends Tensor<Data> | undefined = Tensor<Data> | undefined,
+  L extends boolean = boolean,
+> extends Inputs<T>, Seed {
+  /**
+   * Where the result goes instead of a new tensor or array: a tensor of its shape that the call does not read. The call
+   * gives that tensor, also where q is an array.
+   */
+  out?: O;
+  /** Also give `lse`, which `backward` needs. Default false. */
+  returnLse?: L;
 }
 
-/** A result comes as q came: an array for an array, a tensor for a tensor. */
-export type ResultOf<T> = T extends Tensor ? Tensor : T;
+/** What a forward pass gives: `out` where there is one, else as q came, an array for an array, a tensor for a tensor. */
+export type OutOf<T, O> = O extends Tensor<Data> ? O : T;
 /** `lse` is always f32. */
-export type LseOf<T> = T extends Tensor ? Tensor : Float32Array;
+export type LseOf<T> = T extends Tensor<Data> ? Tensor : Float32Array;
 
-export interface ForwardResult<T extends Data | Tensor> {
+export interface ForwardResult<T extends Numbers, O = undefined> {
   /** `[.., n, dv]` */
-  out: ResultOf<T>;
+  out: OutOf<T, O>;
   /** Logarithm of the sum of exponentials of the logits a query sees, `[.., n]`. */
   lse: LseOf<T>;
 }
 
 /** A backward pass: what the forward pass took and gave, and the gradient of a loss by `out`. */
-export interface BackwardCall<T extends Data | Tensor = Data | Tensor> extends Inputs<T>, Seed {
+export interface BackwardCall<T extends Numbers = Numbers> extends Inputs<T>, Seed {
   /** The forward pass's `out`. */
-  out: Data | Tensor;
+  out: Numbers;
   /** Its `lse`. */
   lse: Float32Array | Tensor;
   /** The gradient by `out`, `[.., n, dv]`. */
-  dout: Data | Tensor;
+  dout: Numbers;
   /** Whether to compute `dattnBias` where there is a bias. Default true. */
   biasGradient?: boolean;
 }
 
-export interface Gradients<T extends Data | Tensor> {
+export interface Gradients<T extends Numbers> {
   /** In q's shape. */
-  dq: ResultOf<T>;
+  dq: T;
   /** In k's shape. */
-  dk: ResultOf<T>;
+  dk: T;
   /** In v's shape. */
-  dv: ResultOf<T>;
+  dv: T;
   /** In the bias's shape; there with a bias. */
-  dattnBias?: ResultOf<T>;
+  dattnBias?: T;
 }
 
 /** Attention weights, before dropout. */
@@ -227,11 +241,14 @@ export class LocalAttentionError extends Error {
    * `ShapeError.Indivisible`, `PlanError.HeadDim`, `DeviceError.Lost`, ..), or one of this package:
    * `ArgumentError.Type`, `ArgumentError.Value`, `ArgumentError.Unknown` (a name that is none), `ArgumentError.Missing`,
    * `ArgumentError.Backend` (a tensor of another backend or device), `ArgumentError.Disposed`,
-   * `BackendError.Unavailable` and `BackendError.Crashed`.
+   * `BackendError.Unavailable`, `BackendError.Crashed` (its tensors and attentions are gone),
+   * `BackendError.OutOfMemory` (the browser had no room for an array; nothing is gone) and `BackendError.Internal` (a
+   * fault of this package).
    */
   readonly code: string;
 }
 
+export interface LocalAttention extends Using {}
 export class LocalAttention {
   private constructor();
 
@@ -253,11 +270,18 @@ export class LocalAttention {
   readonly disposed: boolean;
 
   /** `softmax(q k^T * scale + bias over what each query sees) v`, `[.., n, dv]`. */
-  forward<T extends Data | Tensor>(call: ForwardCall<T> & { returnLse: true }): Promise<ForwardResult<T>>;
-  forward<T extends Data | Tensor>(call: ForwardCall<T> & { returnLse?: false }): Promise<ResultOf<T>>;
+  forward<T extends Numbers, L extends boolean = false>(
+    call: ForwardCall<T, undefined, L>,
+  ): Promise<L extends true ? ForwardResult<T> : T>;
+  forward<T extends Numbers, O extends Tensor<Data> | undefined, L extends boolean = false>(
+    call: ForwardCall<T, O, L> & { out: O },
+  ): Promise<L extends true ? ForwardResult<T, O> : OutOf<T, O>>;
+  forward<T extends Numbers>(
+    call: ForwardCall<T>,
+  ): Promise<ForwardResult<T, Tensor<Data> | undefined> | T | Tensor<Data>>;
 
   /** The gradients of a loss by q, k, v and the bias. */
-  backward<T extends Data | Tensor>(call: BackwardCall<T>): Promise<Gradients<T>>;
+  backward<T extends Numbers>(call: BackwardCall<T>): Promise<Gradients<T>>;
 
   /** The attention weights of some queries, first and one past the last: computed by the CPU engine on either backend,
    * with `webgpu` on the page's own thread. */
@@ -267,7 +291,7 @@ export class LocalAttention {
   visible(call: VisibleCall): Promise<Visible>;
 
   /** Copies an array to where attention is computed: upload once, run many, read once. */
-  upload(data: Data | Uint8Array, shape: Shape): Promise<Tensor>;
+  upload<A extends Data | Uint8Array>(data: A, shape: Shape): Promise<Tensor<A>>;
 
   /** Frees what it holds; its tensors live on. Once more does nothing. */
   dispose(): void;

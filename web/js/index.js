@@ -2,8 +2,9 @@
 
 import { open } from './backends.js';
 import * as check from './check.js';
+import { fromBytes } from './dtype.js';
 import { asError, LocalAttentionError, wrongType } from './errors.js';
-import { fromBytes, Tensor } from './tensor.js';
+import { Tensor } from './tensor.js';
 
 export { LocalAttentionError };
 
@@ -88,7 +89,7 @@ export class LocalAttention {
 
   async upload(data, shape) {
     return this.#answer(async () => {
-      const array = check.array('data', data, shape, ['f32', 'f16', 'u8']);
+      const array = check.upload(data, shape);
       const { id } = await this.#session.upload(array);
       return new Tensor(this.#session, id, { ...array, backend: this.backend });
     });

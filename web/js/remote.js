@@ -1,6 +1,11 @@
 // A session in a worker: the same calls, as messages.
 
-import { asError, LocalAttentionError } from './errors.js';
+import { asError, crashed, LocalAttentionError, unavailable } from './errors.js';
+
+const notLoaded = (why) => {
+  const needs = "the package's files must come from the page's own origin, and a policy must allow worker-src 'self'";
+  return new LocalAttentionError('BackendError.Unavailable', `its worker could not be loaded: ${needs}${why}`);
+};
 
 /** An argument for another thread: arrays are copied, their bytes alone, and the copies handed over. */
 const portable = (value, buffers) => {
@@ -22,38 +27,48 @@ export class Remote {
   name;
 
   static async start() {
+    if (typeof Worker === 'undefined') throw unavailable('wasm', 'there are no workers here');
     const remote = new Remote();
-    if (typeof Worker === 'undefined') {
-      throw new LocalAttentionError('BackendError.Unavailable', 'wasm is not available: there are no workers here');
-    }
-    remote.#worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'local-attention' });
-    remote.#worker.addEventListener('message', ({ data: { number, value, error } }) => {
-      const { resolve, reject } = remote.#waiting.get(number) ?? {};
-      // It failed meanwhile.
-      if (!remote.#waiting.delete(number)) return;
-      if (!error) return resolve(value);
-      reject(asError(error));
-      if (error.code === 'BackendError.Crashed') remote.#fail(error.message);
-    });
-    remote.#worker.addEventListener('error', (event) => {
-      event.preventDefault();
-      remote.#fail(event.message ?? 'its script could not be loaded');
-    });
     try {
+      remote.#open();
       remote.name = await remote.#call('name');
     } catch (error) {
-      remote.#worker.terminate();
-      throw new LocalAttentionError('BackendError.Unavailable', `wasm is not available: ${error.message}`);
+      remote.#worker?.terminate();
+      throw unavailable('wasm', error.message);
     }
     return remote;
+  }
+
+  #open() {
+    try {
+      this.#worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'local-attention' });
+    } catch (error) {
+      throw notLoaded(` (${error.message})`);
+    }
+    this.#worker.addEventListener('message', ({ data: { number, value, error } }) => {
+      const { resolve, reject } = this.#waiting.get(number) ?? {};
+      // It failed meanwhile.
+      if (!this.#waiting.delete(number)) return;
+      if (!error) return resolve(value);
+      const failure = asError(error);
+      reject(failure);
+      if (failure.code === 'BackendError.Crashed') this.#fail(failure);
+    });
+    this.#worker.addEventListener('error', (event) => {
+      event.preventDefault();
+      // Of a script that does not come, browsers say no more.
+      this.#fail(event.message ? crashed(event.message) : notLoaded(''));
+    });
+    // Whose answer it was is not known.
+    this.#worker.addEventListener('messageerror', () => this.#fail(crashed('an answer could not be read')));
   }
 
   get lost() {
     return this.#failure !== undefined;
   }
 
-  #fail(message) {
-    this.#failure = new LocalAttentionError('BackendError.Crashed', `the worker stopped: ${message}`);
+  #fail(failure) {
+    this.#failure ??= failure;
     this.#worker.terminate();
     this.#waiting.forEach(({ reject }) => reject(this.#failure));
     this.#waiting.clear();
@@ -64,8 +79,8 @@ export class Remote {
     return new Promise((resolve, reject) => {
       const buffers = [];
       const message = { number: this.#next++, method, argument: portable(argument, buffers) };
-      this.#waiting.set(message.number, { resolve, reject });
       this.#worker.postMessage(message, buffers);
+      this.#waiting.set(message.number, { resolve, reject });
     });
   }
 

@@ -1,54 +1,79 @@
 // The library's module and what is held in it, by number: used on the page for WebGPU, in the worker for the CPU engine.
 
 import init, { __wbg_reset_state, Attention, Config, Dtype, Engine, on_crash, Request } from '../dist/local_attention_web.js';
-import { LocalAttentionError } from './errors.js';
+import { crashed, LocalAttentionError } from './errors.js';
 
-const DTYPES = { f32: Dtype.F32, f16: Dtype.F16, u8: Dtype.U8 };
-const NAMES = { [Dtype.F32]: 'f32', [Dtype.F16]: 'f16', [Dtype.U8]: 'u8' };
+/** The module's memory: how it stopped, after which what it held is not to be touched any more, and how calls fail. */
+class Memory {
+  failure;
+  #running = new Set();
 
-/** The module's memory: it stops with the first panic, and what it held is not to be touched any more. */
-let memory = { stopped: false };
+  alive() {
+    if (this.failure) throw this.failure;
+  }
 
-/** The module, loaded once; after a panic it gets new memory. */
+  /** An answer of the module's: an error once that stops, because it will not come then. */
+  answered(ask) {
+    this.alive();
+    const answer = ask();
+    return new Promise((resolve, reject) => {
+      this.#running.add(reject);
+      answer.then(resolve, reject).finally(() => this.#running.delete(reject));
+    });
+  }
+
+  stop(message) {
+    this.failure ??= crashed(message);
+    this.#running.forEach((reject) => reject(this.failure));
+    this.#running.clear();
+  }
+}
+
+let memory;
+
+/** The module, loaded once; after it has stopped it gets new memory. */
 const load = async () => {
   try {
     await init();
   } catch (error) {
     throw new LocalAttentionError('BackendError.Unavailable', `the WebAssembly could not be loaded: ${error.message}`);
   }
-  if (!memory.stopped) return;
-  memory = { stopped: false };
-  __wbg_reset_state();
+  if (memory && !memory.failure) return memory;
+  if (memory) __wbg_reset_state();
+  const fresh = new Memory();
+  // Calls of every session in it: one of a lost device may still run.
+  on_crash((message) => fresh.stop(message));
+  memory = fresh;
+  return fresh;
 };
 
 export class Session {
   #engine;
+  /** For what the GPU does not compute. */
+  #host;
   #held = new Map();
   #next = 1;
-  /** How the calls that are running fail. */
-  #running = new Set();
   #memory;
 
   static async start(backend) {
-    await load();
     const session = new Session();
-    session.#memory = memory;
-    // A call that crashes is never answered: the module stops where it is.
-    on_crash((message) => {
-      session.#memory.stopped = true;
-      const error = new LocalAttentionError('BackendError.Crashed', `the backend stopped: ${message}`);
-      session.#running.forEach((reject) => reject(error));
-      session.#running.clear();
-    });
-    session.#engine = backend === 'webgpu' ? await session.#answered(Engine.webgpu()) : Engine.wasm();
+    session.#memory = await load();
+    session.#host = Engine.wasm();
+    session.#engine = backend === 'webgpu' ? await session.#memory.answered(() => Engine.webgpu()) : session.#host;
     return session;
   }
 
-  #answered(promise) {
-    return new Promise((resolve, reject) => {
-      this.#running.add(reject);
-      promise.then(resolve, reject).finally(() => this.#running.delete(reject));
-    });
+  /** Runs something in the module, unless that has stopped. */
+  async #inside(run) {
+    this.#memory.alive();
+    try {
+      return await run();
+    } catch (error) {
+      if (!(error instanceof WebAssembly.RuntimeError)) throw error;
+      // Not every trap is a panic, which would have said more.
+      this.#memory.stop(error.message);
+      throw this.#memory.failure;
+    }
   }
 
   get name() {
@@ -57,7 +82,7 @@ export class Session {
 
   /** Whether the device is gone. */
   get lost() {
-    return this.#memory.stopped || this.#engine.lost();
+    return this.#memory.failure !== undefined || this.#engine.lost();
   }
 
   #hold(object) {
@@ -67,64 +92,86 @@ export class Session {
 
   /** An attention. */
   create(settings) {
-    const [[, , windowSize], ...others] = settings;
-    const config = new Config(windowSize);
-    for (const [kind, name, value] of others) {
-      if (kind === 'integers') config.rel_pos_emb_config(new Float64Array(value));
-      else if (!config[kind](name, value)) throw new Error(`${name} is unknown`);
-    }
-    const attention = new Attention(this.#engine, config);
-    return { id: this.#hold(attention), rotary: attention.rotary() };
+    return this.#inside(() => {
+      const [[, , windowSize], ...others] = settings;
+      const config = new Config(windowSize);
+      for (const [kind, name, value] of others) {
+        if (kind === 'integers') config.rel_pos_emb_config(new Float64Array(value));
+        else if (!config[kind](name, value)) throw new Error(`${name} is unknown`);
+      }
+      const attention = new Attention(this.#engine, config);
+      return { id: this.#hold(attention), rotary: attention.rotary() };
+    });
   }
 
   /** A tensor. */
-  async upload(array) {
-    return { id: this.#hold(await this.#upload(array)) };
+  upload(array) {
+    return this.#inside(async () => ({ id: this.#hold(await this.#upload(array, this.#engine)) }));
   }
 
-  #upload({ bytes, dtype, shape }) {
-    return this.#answered(this.#engine.upload(bytes, DTYPES[dtype], new Uint32Array(shape)));
+  async #upload({ bytes, dtype, shape }, engine) {
+    return this.#memory.answered(() => engine.upload(bytes, Dtype[dtype.toUpperCase()], new Uint32Array(shape)));
   }
 
   /** A tensor's bytes. */
   read(id) {
-    return this.#answered(this.#engine.read(this.#held.get(id)));
+    return this.#inside(() => this.#bytes(this.#held.get(id)));
+  }
+
+  #bytes(tensor) {
+    return this.#memory.answered(() => this.#engine.read(tensor));
   }
 
   /** Frees an attention or a tensor. */
   release(id) {
-    if (!this.#memory.stopped) this.#held.get(id)?.free();
+    if (!this.#memory.failure) this.#held.get(id)?.free();
     this.#held.delete(id);
   }
 
-  async forward({ id, call }) {
-    return this.#with(id, call, async (attention, request) => {
-      const results = await this.#answered(attention.forward(request));
+  forward({ id, call }) {
+    return this.#with(id, call, this.#engine, async (attention, request) => {
+      const results = await this.#memory.answered(() => attention.forward(request));
       return this.#results(results, call.keep, [call.out, call.lse]);
     });
   }
 
-  async backward({ id, call }) {
-    return this.#with(id, call, async (attention, request) => {
-      const results = await this.#answered(attention.backward(request));
+  backward({ id, call }) {
+    return this.#with(id, call, this.#engine, async (attention, request) => {
+      const results = await this.#memory.answered(() => attention.backward(request));
       return this.#results(results, call.keep, []);
     });
   }
 
-  async weights({ id, call, queries: [first, end] }) {
-    return this.#with(id, call, async (attention, request) => {
-      const [weights, shape, keys] = await this.#answered(attention.weights(request, first, end));
+  /** Weights, of which the GPU computes none: arrays do not go there and back. */
+  weights({ id, call, queries: [first, end] }) {
+    return this.#with(id, call, this.#host, async (attention, request) => {
+      await this.#deviceThere();
+      const [weights, shape, keys] = await this.#memory.answered(() => attention.weights(request, first, end));
       return { weights, shape: [...shape], keys };
     });
   }
 
-  visible({ id, n, keys, windowSize, queries: [first, end] }) {
-    const [start, ends, window, slots, paddedLength] = this.#held.get(id).visible(n, keys, windowSize, first, end);
-    return { start, end: ends, window, slots, paddedLength };
+  /** An error where the device is gone, though nothing is needed of it: it is asked for a tensor of nothing. */
+  async #deviceThere() {
+    if (this.#engine === this.#host) return;
+    const tensor = await this.#upload({ bytes: new Uint8Array(0), dtype: 'u8', shape: [0] }, this.#engine);
+    this.#memory.alive();
+    tensor.free();
   }
 
-  /** Runs something with an attention on the tensors of a call; arrays are uploaded for it. */
-  async #with(id, call, run) {
+  visible({ id, n, keys, windowSize, queries: [first, end] }) {
+    return this.#inside(() => {
+      const [start, ends, window, slots, paddedLength] = this.#held.get(id).visible(n, keys, windowSize, first, end);
+      return { start, end: ends, window, slots, paddedLength };
+    });
+  }
+
+  /** Runs something with an attention on the tensors of a call; arrays are uploaded to an engine for it. */
+  #with(id, call, engine, run) {
+    return this.#inside(() => this.#prepared(id, call, engine, run));
+  }
+
+  async #prepared(id, call, engine, run) {
     const named = Object.entries(call).filter(([, input]) => input?.id !== undefined || input?.bytes !== undefined);
     const tensors = {};
     // Handles first: what is disposed of meanwhile is still used by this call.
@@ -134,10 +181,11 @@ export class Session {
     try {
       // At the same time, and all to their end: those that are there are freed below.
       const arrays = named.filter(([name]) => !tensors[name]);
-      const uploads = await Promise.allSettled(arrays.map(([, input]) => this.#upload(input)));
+      const uploads = await Promise.allSettled(arrays.map(([, input]) => this.#upload(input, engine)));
       uploads.forEach(({ value }, i) => value && (tensors[arrays[i][0]] = value));
       const failed = uploads.find(({ status }) => status === 'rejected');
       if (failed) throw failed.reason;
+      this.#memory.alive();
       request.made = new Request(tensors.q, tensors.k, tensors.v);
       for (const name of ['mask', 'attnBias', 'out', 'lse', 'dout']) {
         if (tensors[name]) request.made.tensor(name, tensors[name]);
@@ -148,7 +196,7 @@ export class Session {
       if (call.dropout) request.made.dropout(call.dropout.seed, call.dropout.offset);
       return await run(attention, request.made);
     } finally {
-      if (!this.#memory.stopped) {
+      if (!this.#memory.failure) {
         request.made?.free();
         attention.free();
         Object.values(tensors).forEach((tensor) => tensor.free());
@@ -163,12 +211,12 @@ export class Session {
         tensor.free();
         return null;
       }
-      const [shape, dtype] = [[...tensor.shape()], NAMES[tensor.dtype()]];
+      const [shape, dtype] = [[...tensor.shape()], Dtype[tensor.dtype()].toLowerCase()];
       if (keep) return { id: this.#hold(tensor), shape, dtype };
       try {
-        return { bytes: await this.#answered(this.#engine.read(tensor)), shape, dtype };
+        return { bytes: await this.#bytes(tensor), shape, dtype };
       } finally {
-        if (!this.#memory.stopped) tensor.free();
+        if (!this.#memory.failure) tensor.free();
       }
     });
     return Promise.all(each);

@@ -1,11 +1,7 @@
 // Tensors that stay where attention is computed.
 
+import { fromBytes } from './dtype.js';
 import { asError, LocalAttentionError } from './errors.js';
-
-const ARRAYS = { f32: () => Float32Array, f16: () => globalThis.Float16Array, u8: () => Uint8Array };
-
-/** An array of a type from its bytes. */
-export const fromBytes = (bytes, dtype) => new (ARRAYS[dtype]())(bytes.buffer, bytes.byteOffset, bytes.byteLength / ARRAYS[dtype]().BYTES_PER_ELEMENT);
 
 export class Tensor {
   #session;

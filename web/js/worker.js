@@ -11,6 +11,11 @@ const buffers = (value) => {
   return value !== null && typeof value === 'object' ? Object.values(value).flatMap(buffers) : [];
 };
 
+// A call that could not be read has no number to answer: the page hears that this worker failed.
+addEventListener('messageerror', () => {
+  throw new Error('a call could not be read');
+});
+
 addEventListener('message', async ({ data: { number, method, argument } }) => {
   try {
     const member = (await session)[method];

@@ -10,6 +10,9 @@ export const WEB = fileURLToPath(new URL('..', import.meta.url));
 /** Case files: those of the folder that the variable names, below the workspace where it is relative. */
 export const GOLDENS = resolve(WEB, '..', process.env.LOCAL_ATTENTION_GOLDENS ?? 'tests/goldens');
 
+/** What hangs ends, but not what is slow: kernels run on this machine's processor, which compiles each for seconds. */
+export const LIMIT = { timeout: 15 * 60_000 };
+
 /** Browsers by number: each has a process of its own for its GPU, which is a thread of this machine here. */
 const running = new Map();
 after(async () => {
@@ -25,8 +28,8 @@ const start = async () => {
   return { browser, server };
 };
 
-/** A page of its own, with what it says on its console; the package is `la` there. */
-export const open = async ({ url, path = 'test/page/index.html', number = 0 } = {}) => {
+/** A page of its own, with what it says on its console; the package is `la` there. `first` runs before its scripts. */
+export const open = async ({ url, path = 'test/page/index.html', number = 0, first } = {}) => {
   if (!running.has(number)) running.set(number, start());
   const { browser, server } = await running.get(number);
   const page = await browser.newPage();
@@ -39,6 +42,7 @@ export const open = async ({ url, path = 'test/page/index.html', number = 0 } = 
     const { protocol, hostname } = new URL(request.url());
     if (protocol.startsWith('http') && hostname !== '127.0.0.1') said.push(`foreign: ${request.url()}`);
   });
+  if (first) await page.addInitScript(first);
   await page.goto(url ?? server.url + path);
   return { page, said };
 };

@@ -7,14 +7,17 @@ const camel = (name) => name.replace(/_([a-z])/g, (_, letter) => letter.toUpperC
 /** The tensors and metadata of a safetensors file. */
 const parse = (buffer) => {
   const size = Number(new DataView(buffer).getBigUint64(0, true));
-  const { __metadata__: metadata, ...entries } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
+  const { __metadata__: metadata = {}, ...entries } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
   const tensors = {};
   for (const [name, { dtype, shape, data_offsets: [start, end] }] of Object.entries(entries)) {
     const bytes = buffer.slice(8 + size + start, 8 + size + end);
     const Class = { F32: Float32Array, U8: Uint8Array, BOOL: Uint8Array }[dtype];
-    if (!Class) throw new Error(`${name} is ${dtype}`);
+    // How far f16 may be off, the Rust library's check knows.
+    if (!Class) throw new Error(`${name} is ${dtype}: cases of F32 are compared here`);
     tensors[name] = { data: new Class(bytes), shape };
   }
+  for (const name of ['q', 'k', 'v', 'out']) if (!tensors[name]) throw new Error(`there is no ${name} in it`);
+  if (!metadata.config) throw new Error('there is no config in its metadata');
   return { metadata, tensors };
 };
 
