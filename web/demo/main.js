@@ -1,10 +1,8 @@
 // What the page shows follows from its settings, one step after the other; what comes too late is dropped.
 
-import { LocalAttention } from '../js/index.js';
 import { Data } from './data.js';
-import { difference, time } from './measure.js';
 import { Pattern } from './pattern.js';
-import { optionsOf, Settings } from './settings.js';
+import { optionsOf, Settings, wordsOf } from './settings.js';
 import { Times } from './times.js';
 import { WeightsView } from './weights.js';
 
@@ -12,12 +10,18 @@ const $ = (id) => document.getElementById(id);
 /** Products up to which both engines are compared unasked: some tenths of a second on one thread. */
 const UNASKED = 1 << 28;
 
-const answer = await fetch('../dist/text.txt');
-if (!answer.ok) {
-  $('engine').textContent = 'The package is not built: cargo xtask web';
-  throw new Error(`${answer.url}: ${answer.status}`);
-}
-const text = await answer.text();
+const read = async (path) => {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${answer.url}: ${answer.status}`);
+  return answer.text();
+};
+/** What needs a build: a static import that fails would end the page before it could say so. */
+const load = () => Promise.all([import('../js/index.js'), import('./measure.js'), read('../dist/text.txt')]);
+const [{ LocalAttention }, { difference, time }, text] = await load().catch((error) => {
+  $('engine').textContent = 'The package could not be loaded. To build it: cargo xtask web';
+  throw error;
+});
+
 const settings = new Settings($('settings'), () => soon());
 const pattern = new Pattern($('canvas'), () => show());
 const weights = new WeightsView({ bars: $('bars'), letters: $('letters'), top: $('top') });
@@ -30,9 +34,10 @@ let timer;
 /** Ends what was begun for earlier settings. */
 let outdated = new AbortController();
 
-const trouble = (error) => {
-  $('trouble').hidden = !error;
-  $('trouble').textContent = error?.message ?? '';
+/** An error where it belongs, in one of the page's alerts. */
+const alarm = (id, error) => {
+  $(id).hidden = !error;
+  $(id).textContent = error?.message ?? '';
 };
 
 /** After a slider has come to rest. */
@@ -56,18 +61,21 @@ async function update() {
     }
     shown?.attention.dispose();
     shown = { attention, chosen, visible, data: new Data(text, chosen) };
-    trouble(null);
+    alarm('trouble', null);
     engine(attention);
     headChoices(chosen.heads);
     pattern.show(visible, chosen.n);
     const pairs = visible.end.reduce((sum, end, t) => sum + end - visible.start[t], 0);
+    $('run').disabled = running !== null;
     $('compare').disabled = attention.backend !== 'webgpu';
     if (attention.backend !== 'webgpu') agreement([['WebGPU', attention.fallbackReason]]);
     else if (2 * pairs * chosen.heads * chosen.d <= UNASKED) await compare();
     else agreement([['Not compared', 'this size takes a while: press the button']]);
   } catch (error) {
     if (attention && shown?.attention !== attention) attention.dispose();
-    if (mine === turn) trouble(error);
+    if (mine !== turn) return;
+    if (!shown) $('engine').textContent = 'Not started: see the error below';
+    alarm('trouble', error);
   }
 }
 
@@ -82,32 +90,27 @@ function headChoices(heads) {
   $('head').value = Math.min(before, heads - 1);
 }
 
-/** The chosen query: its range in words, its weights. One at a time: the last one pointed at. */
+/** The chosen query: what it sees in words, and its weights, those of one query at a time: the last pointed at. */
 let showing = false;
 let wanted = false;
 async function show() {
+  if (!shown) return;
+  $('seen').textContent = pattern.words;
   wanted = true;
-  if (showing || !shown) return;
+  if (showing) return;
   showing = true;
   while (wanted) {
     wanted = false;
-    const { attention, chosen, visible, data } = shown;
+    const { attention, data } = shown;
     const t = pattern.query;
-    const [start, end] = [visible.start[t], visible.end[t]];
-    const count = (end - start).toLocaleString();
-    const padding = end > chosen.n ? `, ${(end - Math.max(start, chosen.n)).toLocaleString()} of them padding` : '';
-    $('seen').textContent =
-      end > start
-        ? `Query ${t.toLocaleString()} sees keys ${start.toLocaleString()} to ${(end - 1).toLocaleString()}: ${count}${padding}.`
-        : `Query ${t.toLocaleString()} sees no key.`;
     try {
       const result = await attention.weights({ ...data.head(+$('head').value), queries: [t, t + 1] });
       if (attention === shown.attention) weights.show({ query: t, letters: data.letters, ...result });
-      trouble(null);
+      alarm('trouble', null);
     } catch (error) {
       if (attention !== shown.attention) continue;
       weights.clear();
-      trouble(error);
+      alarm('trouble', error);
       // The device is gone, or the module has stopped: there is another one.
       if (['DeviceError.Lost', 'BackendError.Crashed'].includes(error.code)) soon();
     }
@@ -120,11 +123,13 @@ function agreement(pairs) {
   $('difference').replaceChildren(...pairs.flatMap(([name, value]) => [element('dt', name), element('dd', value)]));
 }
 
+/** The turn that is being compared. */
+let comparing = null;
 async function compare() {
-  const mine = turn;
+  if (comparing === turn) return;
+  const mine = (comparing = turn);
   const { data, chosen } = shown;
   agreement([['Comparing', '…']]);
-  $('compare').disabled = true;
   try {
     const { worst, largest, numbers } = await difference(data, chosen, outdated.signal);
     if (mine !== turn) return;
@@ -136,14 +141,22 @@ async function compare() {
   } catch (error) {
     if (mine === turn) agreement([['Not compared', error.message]]);
   } finally {
-    $('compare').disabled = false;
+    if (comparing === mine) comparing = null;
   }
+}
+
+/** Of two buttons one can be pressed. The focus goes with that, as it cannot stay on the other. */
+function swap(from, to) {
+  const focused = document.activeElement === $(from);
+  $(to).disabled = false;
+  if (focused) $(to).focus();
+  $(from).disabled = true;
 }
 
 let running = null;
 async function measure() {
-  if (!shown || !$('settings').reportValidity()) return;
-  trouble(null);
+  if (!$('settings').reportValidity()) return;
+  alarm('failure', null);
   running = new AbortController();
   const { signal } = running;
   const chosen = settings.read();
@@ -151,10 +164,10 @@ async function measure() {
   for (let n = 256; n <= +$('most').value; n *= 2) lengths.push(n);
   const backends = shown.attention.backend === 'webgpu' ? ['webgpu', 'wasm'] : ['wasm'];
   $('measured').hidden = false;
-  times.start(backends, lengths);
+  times.start(backends, lengths, wordsOf(chosen));
   $('progress').value = 0;
-  $('run').disabled = true;
-  $('cancel').disabled = false;
+  $('state').textContent = 'Measuring …';
+  swap('run', 'cancel');
   let done = 0;
   try {
     for (const n of lengths) {
@@ -165,13 +178,13 @@ async function measure() {
         $('progress').value = ++done / (lengths.length * backends.length);
       }
     }
+    $('state').textContent = 'Measured.';
   } catch (error) {
-    if (!signal.aborted) trouble(error);
+    $('state').textContent = signal.aborted ? 'Cancelled.' : '';
+    if (!signal.aborted) alarm('failure', error);
   } finally {
     running = null;
-    $('run').disabled = false;
-    $('cancel').disabled = true;
-    $('cancel').textContent = 'Cancel';
+    swap('cancel', 'run');
   }
 }
 
@@ -180,13 +193,12 @@ $('zoomOut').addEventListener('click', () => pattern.zoom(1 / 1.5));
 $('zoomFit').addEventListener('click', () => pattern.fit());
 $('zoomQuery').addEventListener('click', () => pattern.zoomToQuery());
 $('head').addEventListener('change', show);
-$('compare').addEventListener('click', () => shown && compare());
+$('compare').addEventListener('click', compare);
 $('run').addEventListener('click', measure);
 $('cancel').addEventListener('click', () => {
-  running?.abort();
+  running.abort();
   // A run that has begun goes on to its end.
-  $('cancel').disabled = true;
-  $('cancel').textContent = 'Stopping …';
+  $('state').textContent = 'Stopping …';
 });
 
 await update();

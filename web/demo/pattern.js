@@ -10,6 +10,8 @@ export class Pattern {
   #keys = 1;
   /** The top left corner, in keys and queries, and pixels of the page a key. */
   #view = { x: 0, y: 0, scale: 1 };
+  /** Pixels of the page that the view is for. */
+  #width = 0;
   #query = 0;
   #pointers = new Map();
   #frame = 0;
@@ -32,6 +34,15 @@ export class Pattern {
     return this.#query;
   }
 
+  /** The chosen query and the keys it sees, in words. */
+  get words() {
+    const [start, end] = this.#seen(this.#query);
+    const text = (number) => number.toLocaleString();
+    if (end <= start) return `Query ${text(this.#query)} sees no key.`;
+    const padding = end > this.#n ? `, ${text(end - Math.max(start, this.#n))} of them padding` : '';
+    return `Query ${text(this.#query)} sees keys ${text(start)} to ${text(end - 1)}: ${text(end - start)}${padding}.`;
+  }
+
   /** Shows what `visible` gave for a sequence of `n`. */
   show(visible, n) {
     const fresh = !this.#ranges;
@@ -48,13 +59,14 @@ export class Pattern {
     this.#draw();
   }
 
-  /** About a point of the canvas, or about the query, or the middle where that is out of sight. */
+  /** About a point of the canvas, or about the query, or the middle where that is not wholly in sight. */
   zoom(factor, x, y) {
     const view = this.#view;
     const size = this.#canvas.clientWidth;
     if (x === undefined) {
-      [x, y] = [view.x, view.y].map((from) => (this.#query + 0.5 - from) * view.scale);
-      if (Math.min(x, y) < 0 || Math.max(x, y) > size) x = y = size / 2;
+      // As far into the query's cell as that is into the view: at an edge, too, all of it stays in sight.
+      [x, y] = [view.x, view.y].map((from) => ((this.#query - from) / (size / view.scale - 1)) * size);
+      if (Math.min(x, y) < -1 || Math.max(x, y) > size + 1) x = y = size / 2;
     }
     const scale = Math.min(Math.max(view.scale * factor, this.#least()), MOST_ZOOM);
     const moved = 1 / view.scale - 1 / scale;
@@ -76,11 +88,9 @@ export class Pattern {
 
   choose(query) {
     this.#query = Math.min(Math.max(query, 0), this.#n - 1);
-    const [start, end] = this.#seen(this.#query);
-    const says = end > start ? `sees keys ${start} to ${end - 1}` : 'sees no key';
     this.#canvas.setAttribute('aria-valuemax', this.#n - 1);
     this.#canvas.setAttribute('aria-valuenow', this.#query);
-    this.#canvas.setAttribute('aria-valuetext', `query ${this.#query}, ${says}`);
+    this.#canvas.setAttribute('aria-valuetext', this.words);
     this.#draw();
     this.#chosen(this.#query);
   }
@@ -102,12 +112,14 @@ export class Pattern {
   }
 
   #resize() {
-    const ratio = devicePixelRatio || 1;
-    const size = Math.round(this.#canvas.clientWidth * ratio);
+    const width = this.#canvas.clientWidth;
+    const size = Math.round(width * (devicePixelRatio || 1));
     if (!size || size === this.#canvas.width) return;
     this.#canvas.width = this.#canvas.height = size;
-    if (this.#view.scale < this.#least() || !this.#zoomed()) this.fit();
-    this.#draw();
+    // What was in sight stays in sight.
+    if (this.#width) this.#view.scale = Math.min((this.#view.scale * width) / this.#width, MOST_ZOOM);
+    this.#width = width;
+    this.#clamp();
   }
 
   #zoomed() {
@@ -173,7 +185,8 @@ export class Pattern {
   }
 
   #key(event) {
-    const step = event.shiftKey ? (this.#ranges?.window ?? 1) : 1;
+    if (!this.#ranges) return;
+    const step = event.shiftKey ? this.#ranges.window : 1;
     const does = {
       ArrowUp: () => this.#step(-step),
       ArrowDown: () => this.#step(step),
@@ -231,9 +244,10 @@ export class Pattern {
     const { start, end, window } = this.#ranges;
     const bottom = Math.min(size, Math.ceil((this.#n - top) * scale));
     for (let y = 0; y < bottom; y++) {
-      // The queries of this row of pixels.
-      const first = Math.min(Math.floor(top + y / scale), this.#n - 1);
-      const last = Math.min(Math.max(Math.ceil(top + (y + 1) / scale) - 1, first), this.#n - 1);
+      // The queries of this row of pixels, or the one in its middle where queries are larger.
+      const at = scale < 1 ? [y, y + 1] : [y + 0.5, y + 0.5];
+      const first = Math.min(Math.floor(top + at[0] / scale), this.#n - 1);
+      const last = Math.min(Math.max(Math.ceil(top + at[1] / scale) - 1, first), this.#n - 1);
       // Neither end of the ranges moves left from one query to the next.
       const any = [column(start[first]), column(end[last])];
       const all = [column(start[last]), column(end[first])];

@@ -96,3 +96,16 @@ export const optionsOf = ({ window, back, forward, causal, exact, shared, rotary
   dim: rotary ? d : null,
   autopad: true,
 });
+
+/** The same in words, without the length. */
+export const wordsOf = ({ window, back, forward, causal, exact, shared, rotary, heads, d }) => {
+  const count = (number, name) => `${number} ${name}${number === 1 ? '' : 's'}`;
+  const options = { causal, 'exact windows': exact, 'shared QK': shared, rotary };
+  return [
+    `window ${window}`,
+    `${count(back, 'window')} back`,
+    `${forward} forward`,
+    `${count(heads, 'head')} of size ${d}`,
+    ...Object.keys(options).filter((name) => options[name]),
+  ].join(', ');
+};

@@ -1,13 +1,21 @@
 // Time against length: a chart and a table that fill in while they are measured.
 
-import { svg } from './weights.js';
+import { onWidth, svg } from './svg.js';
 
 const HEIGHT = 250;
-const MARGIN = { left: 56, right: 16, top: 28, bottom: 36 };
+const MARGIN = { left: 52, right: 22, top: 28, bottom: 40 };
+/** As wide as a length is written. */
+const LABEL = 48;
 const COLOURS = { webgpu: 'var(--sees)', wasm: 'var(--other)' };
-const NAMES = { webgpu: 'WebGPU', wasm: 'WebAssembly' };
+const NAMES = { webgpu: 'WebGPU', wasm: 'Wasm' };
 
-export const milliseconds = (ms) => (ms >= 100 ? Math.round(ms).toLocaleString() : ms.toPrecision(3)) + ' ms';
+/** A whole power of ten, in milliseconds, as the axis has it. */
+const decade = (power) => {
+  if (power >= 3) return `${(10 ** (power - 3)).toLocaleString()} s`;
+  return `${power < 0 ? (10 ** power).toFixed(-power) : 10 ** power} ms`;
+};
+
+const milliseconds = (ms) => (ms >= 100 ? Math.round(ms).toLocaleString() : ms.toPrecision(3));
 
 export class Times {
   #chart;
@@ -19,9 +27,12 @@ export class Times {
   constructor(chart, table) {
     this.#chart = chart;
     this.#table = table;
+    onWidth(chart, () => this.#draw());
   }
 
-  start(backends, lengths) {
+  /** `measured` says in words what is measured. */
+  start(backends, lengths, measured) {
+    this.#table.caption.textContent = `Median milliseconds of a forward pass with the result read back: ${measured}`;
     this.#series = new Map(backends.map((backend) => [backend, []]));
     this.#lengths = lengths;
     this.#draw();
@@ -50,10 +61,15 @@ export class Times {
       svg('text', { x, y, 'text-anchor': anchor, ...(fill && { style: `fill: ${fill}` }) }, words);
     for (let power = decades[0]; power <= decades[1]; power++) {
       const at = y(10 ** power);
-      chart.append(line(MARGIN.left, at, width - MARGIN.right, at), label(MARGIN.left - 6, at + 4, 'end', `${power < 0 ? (10 ** power).toFixed(-power) : (10 ** power).toLocaleString()} ms`));
+      chart.append(line(MARGIN.left, at, width - MARGIN.right, at));
+      chart.append(label(MARGIN.left - 6, at + 4, 'end', decade(power)));
     }
-    for (const n of this.#lengths) {
-      chart.append(label(x(n), HEIGHT - MARGIN.bottom + 16, 'middle', n.toLocaleString()));
+    // Every length, or as many as have room, the longest among them.
+    const last = this.#lengths.length - 1;
+    const every = Math.ceil((LABEL * last) / (width - MARGIN.left - MARGIN.right)) || 1;
+    for (let i = last; i >= 0; i -= every) {
+      const n = this.#lengths[i];
+      chart.append(label(x(n), HEIGHT - MARGIN.bottom + 20, 'middle', n.toLocaleString()));
     }
     chart.append(label((width + MARGIN.left) / 2, HEIGHT - 3, 'middle', 'positions'));
     let legend = MARGIN.left;
@@ -63,7 +79,7 @@ export class Times {
       chart.append(svg('path', { d: path, fill: 'none', stroke, 'stroke-width': 2 }));
       for (const [n, ms] of points) chart.append(svg('circle', { cx: x(n), cy: y(ms), r: 3.5, fill: stroke }));
       chart.append(label(legend, 12, 'start', `● ${NAMES[backend]}`, stroke));
-      legend += 110;
+      legend += 84;
     }
     this.#chart.replaceChildren(chart);
     this.#fill();

@@ -1,17 +1,13 @@
 // The attention weights of one query: bars, letters, and the largest.
 
-const SVG = 'http://www.w3.org/2000/svg';
+import { onWidth, svg } from './svg.js';
+
 /** Bars at most: beyond that one stands for several keys, and shows the largest. */
 const BARS = 240;
 /** Letters at most: those nearest to the query. */
 const LETTERS = 3000;
-
-export const svg = (name, attributes = {}, ...children) => {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-};
+/** Percent of colour behind a letter at most: its contrast stays above 4.5 in both themes. */
+const DARKEST = 45;
 
 /** A letter that can be seen. */
 const shown = (letter) => ({ ' ': '␣', '\n': '⏎', '\t': '⇥' })[letter] ?? letter;
@@ -20,11 +16,13 @@ export class WeightsView {
   #bars;
   #letters;
   #top;
+  #drawBars = () => {};
 
   constructor({ bars, letters, top }) {
     this.#bars = bars;
     this.#letters = letters;
     this.#top = top;
+    onWidth(bars, () => this.#drawBars());
   }
 
   /** Keys with their weights, in order, of a query; keys from `letters.length` on are zeros of padding. */
@@ -34,13 +32,14 @@ export class WeightsView {
       if (key >= 0 && weights[i] > 0) sight.push({ key, weight: weights[i] });
     });
     const largest = sight.reduce((most, { weight }) => Math.max(most, weight), 0) || 1;
-    this.#showBars(sight, largest, query);
+    this.#drawBars = () => this.#showBars(sight, largest, query);
+    this.#drawBars();
     const near = Math.max(sight.findIndex(({ key }) => key >= query - LETTERS / 2), 0);
     this.#letters.replaceChildren(
       ...sight.slice(near, near + LETTERS).map(({ key, weight }) => {
         const span = document.createElement('span');
         span.textContent = key < letters.length ? (letters[key] === '\n' ? '⏎\n' : letters[key]) : '0';
-        const share = Math.round((weight / largest) * 85);
+        const share = Math.round((weight / largest) * DARKEST);
         if (share > 0) span.style.background = `color-mix(in srgb, var(--sees) ${share}%, transparent)`;
         if (key === query) span.className = 'self';
         span.title = `key ${key.toLocaleString()}: ${(weight * 100).toFixed(2)} %`;
@@ -50,7 +49,7 @@ export class WeightsView {
     // The query's own letter is in sight.
     const own = this.#letters.querySelector('.self');
     if (own) this.#letters.scrollTop = own.offsetTop - this.#letters.offsetTop - this.#letters.clientHeight / 2;
-    const best = sight.sort((a, b) => b.weight - a.weight).slice(0, 6);
+    const best = [...sight].sort((a, b) => b.weight - a.weight).slice(0, 6);
     this.#top.replaceChildren(
       ...best.map(({ key, weight }) => {
         const item = document.createElement('li');
@@ -62,6 +61,7 @@ export class WeightsView {
   }
 
   clear() {
+    this.#drawBars = () => {};
     for (const element of [this.#bars, this.#letters, this.#top]) element.replaceChildren();
   }
 

@@ -12,19 +12,95 @@ const PATH = 'demo/index.html';
 /** The first use of a kernel compiles it, which takes a busy machine half a minute here. */
 const PATIENCE = { timeout: 240_000 };
 
-const compared = (page) => page.waitForFunction(() => /Largest difference/.test(document.getElementById('difference').textContent), null, PATIENCE);
+const text = (page, id) => page.textContent(`#${id}`);
+/** Waits until an element says something. */
+const says = (page, id, words) =>
+  page.waitForFunction(([id, words]) => document.getElementById(id).textContent.includes(words), [id, words], PATIENCE);
+const seen = (page, words) => says(page, 'seen', words);
+const compared = (page) => says(page, 'difference', 'Largest difference');
 
 /** The page with these settings, once it has shown them. */
 const show = async (settings, number) => {
   const { page, said } = await open({ number, path: `${PATH}#${new URLSearchParams(settings)}` });
-  await page.waitForFunction(() => /Computed by/.test(document.getElementById('engine').textContent), null, PATIENCE);
+  await says(page, 'engine', 'Computed by');
   await page.waitForFunction(() => document.getElementById('top').children.length > 0, null, PATIENCE);
   return { page, said };
 };
 
-const text = (page, id) => page.textContent(`#${id}`);
-const seen = (page, expected) =>
-  page.waitForFunction((expected) => document.getElementById('seen').textContent.includes(expected), expected, PATIENCE);
+const settled = (page) =>
+  page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+const near = (actual, expected) =>
+  assert.ok(Math.abs(actual - expected) <= 0.03 * expected + 1, `${actual} instead of about ${expected}`);
+
+/** The query that is chosen, and whether all of the picture is in sight. */
+const chosen = async (page) => +(await page.getAttribute('#canvas', 'aria-valuenow'));
+const zoomed = (page) => page.$eval('#canvas', (canvas) => canvas.classList.contains('zoomed'));
+
+/** Colours of the picture where nothing is seen and where something is, and those that the theme has for it. */
+const colours = (page) =>
+  page.evaluate(() => {
+    const canvas = document.getElementById('canvas');
+    // Reading the picture itself more than once would slow it down.
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const at = (x, y) => `rgb(${[...copy.getImageData(x, y, 1, 1).data.slice(0, 3)].join(', ')})`;
+    const probe = document.body.appendChild(document.createElement('i'));
+    const theme = ['back', 'sees'].map((name) => {
+      probe.style.color = `var(--${name})`;
+      return getComputedStyle(probe).color;
+    });
+    probe.remove();
+    return { picture: [at(canvas.width - 5, 5), at(5, 5)], theme };
+  });
+
+/** The contrast of each letter with what is behind it, and of each control's border with both of its sides. */
+const contrasts = (page) =>
+  page.evaluate(() => {
+    const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+    const luminance = (...layers) => {
+      for (const layer of layers) {
+        context.fillStyle = layer;
+        context.fillRect(0, 0, 1, 1);
+      }
+      const linear = [...context.getImageData(0, 0, 1, 1).data].map((byte) => {
+        const value = byte / 255;
+        return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+      });
+      return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    };
+    const contrast = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    const styles = (selector) => [...document.querySelectorAll(selector)].map((element) => getComputedStyle(element));
+    const card = styles('section')[0].backgroundColor;
+    const letters = styles('#letters span').map(({ color, backgroundColor }) =>
+      contrast(luminance(color), luminance(card, backgroundColor)),
+    );
+    const borders = styles('input[type=number], select, button').flatMap(({ borderTopColor, backgroundColor }) =>
+      [card, backgroundColor].map((side) => contrast(luminance(borderTopColor), luminance(side))),
+    );
+    return { letters, borders };
+  });
+
+/** Checks the colours of a theme; the picture's, for others to compare. */
+const themed = async (page) => {
+  await settled(page);
+  const { picture, theme } = await colours(page);
+  assert.deepEqual(picture, theme);
+  const { letters, borders } = await contrasts(page);
+  // The letter with most weight has much colour behind it, others have none.
+  const [least, most] = [Math.min(...letters), Math.max(...letters)];
+  assert.ok(least >= 4.5 && least < 0.6 * most, `${least} to ${most}`);
+  assert.ok(borders.length > 10 && Math.min(...borders) >= 3, borders.join());
+  return picture;
+};
+
+/** Waits until charts are drawn as wide as they are, so that their text has its size. */
+const redrawn = (page, ...ids) => {
+  const wide = (ids) => {
+    const charts = ids.map((id) => document.getElementById(id));
+    return charts.every((chart) => chart.firstChild.viewBox.baseVal.width === chart.clientWidth);
+  };
+  return page.waitForFunction(wide, ids, PATIENCE);
+};
 
 const shoot = async (page, name) => {
   mkdirSync(SCREENSHOTS, { recursive: true });
@@ -75,15 +151,33 @@ export const demo = (number) => {
     assert.equal((await page.$$('#letters .self')).length, 0);
     await check('shared', false);
 
-    await compared(page);
+    // As many heads as are chosen; the fourth looks for what came three letters after the query's.
+    await page.selectOption('[name=heads]', '4');
+    await page.selectOption('[name=d]', '16');
+    await page.waitForFunction(() => document.getElementById('head').length === 4, null, PATIENCE);
+    await page.selectOption('#head', { value: '3' });
+    await page.waitForFunction(
+      () => {
+        const text = document.getElementById('letters').textContent;
+        const best = +document.querySelector('#top li').textContent.match(/at ([\d,]+)/)[1] - 608;
+        return best >= 3 && text[best - 3] === text[614 - 608];
+      },
+      null,
+      PATIENCE,
+    );
+    assert.match(page.url(), /heads=4&d=16/);
+    // All of the outputs: 4 heads, 816 queries, 16 numbers each.
+    await says(page, 'difference', '52,224');
+
     const difference = await page.$eval('#difference dd', (element) => +element.textContent);
     assert.ok(difference > 0 && difference < 1e-4, `${difference}`);
+    assert.equal(await page.getAttribute('#canvas', 'aria-valuetext'), await text(page, 'seen'));
     assert.equal(await page.isHidden('#trouble'), true);
     assert.deepEqual(said, []);
     await page.close();
   });
 
-  test('the picture answers keys and the pointer', async () => {
+  test('the picture answers keys, buttons and the pointer', async () => {
     const { page, said } = await show({ n: 4096, window: 256, heads: 1, d: 16 }, number);
     await seen(page, 'Query 2,457 sees');
     await page.focus('#canvas');
@@ -93,24 +187,72 @@ export const demo = (number) => {
     await seen(page, 'Query 2,202 sees');
     await page.keyboard.press('End');
     await seen(page, 'Query 4,095 sees');
-    const zoomed = () => page.$eval('#canvas', (canvas) => canvas.classList.contains('zoomed'));
     const drawn = () => page.$eval('#canvas', (canvas) => canvas.toDataURL());
-    const settled = () => page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
-    assert.equal(await zoomed(), false);
+    assert.equal(await zoomed(page), false);
     const whole = await drawn();
     await page.keyboard.press('+');
-    await settled();
-    assert.equal(await zoomed(), true);
+    await settled(page);
+    assert.equal(await zoomed(page), true);
     assert.notEqual(await drawn(), whole);
     await page.keyboard.press('0');
-    await settled();
+    await settled(page);
     assert.equal(await drawn(), whole);
-    // As near as single keys.
+
+    // What is in sight, by what the pointer chooses there.
+    await page.setViewportSize({ width: 1280, height: 1100 });
+    const width = await page.$eval('#canvas', (canvas) => canvas.clientWidth);
+    const point = async (share) => {
+      const box = await page.locator('#canvas').boundingBox();
+      return [box.x + box.width / 2, box.y + box.height * share];
+    };
+    const queryAt = async (share) => {
+      await page.mouse.move(...(await point(share)));
+      await settled(page);
+      return chosen(page);
+    };
+    const span = async () => (await queryAt(0.99)) - (await queryAt(0.01));
+    const all = 0.98 * 4096;
+    near(await span(), all);
+    await page.click('#zoomIn');
+    near(await span(), all / 1.5);
+    assert.equal(await zoomed(page), true);
+    await page.click('#zoomOut');
+    near(await span(), all);
+    assert.equal(await zoomed(page), false);
+    const query = await queryAt(0.6);
     await page.click('#zoomQuery');
-    for (let i = 0; i < 12; i++) await page.click('#zoomIn');
-    await settled();
+    const sees = +(await text(page, 'seen')).match(/: ([\d,]+)\./)[1].replace(',', '');
+    const [first, last] = [await queryAt(0.01), await queryAt(0.99)];
+    assert.ok(first < query && query < last, `${query} between ${first} and ${last}`);
+    near(last - first, 0.98 * 1.25 * sees);
+    // As near as single keys, of which the last stays in sight as a whole.
+    await page.click('#zoomFit');
+    await page.focus('#canvas');
+    await page.keyboard.press('End');
+    for (let i = 0; i < 16; i++) await page.click('#zoomIn');
+    near(await span(), (0.98 * width) / 48);
+    assert.equal(await queryAt(1 - 40 / width), 4095);
     await shoot(page, 'near');
     await page.click('#zoomFit');
+    near(await span(), all);
+    assert.equal(await zoomed(page), false);
+
+    // The wheel zooms about the pointer once the picture has the focus, and dragging moves it.
+    await page.focus('#canvas');
+    const middle = await queryAt(0.5);
+    await page.mouse.wheel(0, -300);
+    await page.waitForFunction(() => document.getElementById('canvas').classList.contains('zoomed'), null, PATIENCE);
+    near(await span(), all / Math.E);
+    near(await queryAt(0.5), middle);
+    const held = await chosen(page);
+    const [x, y] = await point(0.5);
+    await page.mouse.down();
+    await page.mouse.move(x, y + 100, { steps: 4 });
+    await page.mouse.up();
+    assert.equal(await chosen(page), held);
+    near(held - (await queryAt(0.5)), (100 / width / Math.E) * 4096);
+    await page.keyboard.press('0');
+    await settled(page);
 
     const box = await page.locator('#canvas').boundingBox();
     await page.mouse.move(box.x + 5, box.y + box.height / 2);
@@ -124,10 +266,10 @@ export const demo = (number) => {
     await page.mouse.up();
     const kept = await text(page, 'seen');
     await page.mouse.move(box.x + 5, box.y + box.height / 4);
-    await settled();
+    await settled(page);
     assert.equal(await text(page, 'seen'), kept);
     // What lies where: seen left of the diagonal, not right of it.
-    const colours = await page.$eval('#canvas', (canvas) => {
+    const pixels = await page.$eval('#canvas', (canvas) => {
       const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
       const at = (key, query) => {
         const pixel = (x) => Math.floor(((x + 0.5) / 4096) * canvas.width);
@@ -135,10 +277,19 @@ export const demo = (number) => {
       };
       return [at(900, 1100), at(1000, 1100), at(1200, 1100), at(400, 1100), at(700, 1000), at(3000, 100)];
     });
-    assert.equal(colours[0], colours[1]);
-    assert.equal(colours[0], colours[4]);
-    assert.equal(new Set([colours[2], colours[3], colours[5]]).size, 1);
-    assert.notEqual(colours[0], colours[2]);
+    assert.equal(pixels[0], pixels[1]);
+    assert.equal(pixels[0], pixels[4]);
+    assert.equal(new Set([pixels[2], pixels[3], pixels[5]]).size, 1);
+    assert.notEqual(pixels[0], pixels[2]);
+    // Without the focus the wheel is the page's.
+    await page.click('#zoomIn');
+    await settled(page);
+    const before = await drawn();
+    await page.mouse.move(...(await point(0.5)));
+    await page.mouse.wheel(0, 120);
+    await page.waitForFunction(() => scrollY > 0, null, PATIENCE);
+    await settled(page);
+    assert.equal(await drawn(), before);
     assert.deepEqual(said, []);
     await page.close();
   });
@@ -146,22 +297,79 @@ export const demo = (number) => {
   test('the chart fills in, and stops when it is told', async () => {
     const { page, said } = await show({ n: 512, window: 64, heads: 1, d: 16 }, number);
     await page.selectOption('#most', '1024');
-    await page.click('#run');
-    assert.ok(await page.isDisabled('#run'));
-    await page.waitForFunction(() => document.getElementById('progress').value === 1, null, PATIENCE);
-    assert.equal(await page.locator('#chart circle').count(), 6);
+    // All that is to be seen on the way, and where the focus is.
+    await page.evaluate(() => {
+      const $ = (id) => document.getElementById(id);
+      globalThis.states = [];
+      globalThis.focused = [];
+      new MutationObserver(() => {
+        const state = [$('chart').querySelectorAll('circle').length, $('progress').value, $('run').disabled].join();
+        if (state !== states.at(-1)) states.push(state);
+        if (states.length === 4) $('most').focus();
+      }).observe($('chart'), { childList: true });
+      addEventListener('focusin', ({ target }) => focused.push(target.id));
+    });
+    await page.focus('#run');
+    await page.keyboard.press('Enter');
+    await says(page, 'state', 'Measured.');
+    const states = Array.from({ length: 7 }, (_, i) => [i, i / 6, i < 6].join());
+    assert.deepEqual(await page.evaluate(() => states), states);
+    assert.deepEqual(await page.evaluate(() => focused), ['run', 'cancel', 'most']);
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'most');
+    assert.equal(await page.isDisabled('#run'), false);
+    assert.ok(await page.isDisabled('#cancel'));
     assert.equal(await page.locator('#times tbody tr').count(), 3);
     const cells = await page.$$eval('#times tbody td', (cells) => cells.map((cell) => cell.textContent));
-    assert.ok(cells.every((cell) => /^[\d.,]+( ms)?$/.test(cell)), cells.join());
+    assert.ok(cells.every((cell) => /^[\d.,]+$/.test(cell)), cells.join());
+    // It stays with what was measured.
+    const caption = /: window 64, 1 window back, 0 forward, 1 head of size 16, causal, rotary$/;
+    assert.match(await page.textContent('caption'), caption);
+    await page.fill('[name=back]', '2');
+    await seen(page, 'keys 128 to 307: 180.');
+    assert.match(await page.textContent('caption'), caption);
     await shoot(page, 'light');
+
     await page.selectOption('#most', '16384');
-    await page.click('#run');
+    await page.focus('#run');
+    await page.keyboard.press('Enter');
     await page.waitForFunction(() => document.getElementById('progress').value > 0, null, PATIENCE);
     await page.click('#cancel');
     await page.waitForFunction(() => !document.getElementById('run').disabled, null, PATIENCE);
-    assert.ok((await page.$eval('#progress', (bar) => bar.value)) < 1);
+    const circles = await page.locator('#chart circle').count();
+    assert.ok(circles > 0 && circles < 14, `${circles}`);
+    assert.equal(Math.round(14 * (await page.$eval('#progress', (bar) => bar.value))), circles);
+    assert.equal(await text(page, 'state'), 'Cancelled.');
+    assert.match(await page.textContent('caption'), /2 windows back/);
     assert.ok(await page.isDisabled('#cancel'));
-    assert.equal(await page.isHidden('#trouble'), true);
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'run');
+    assert.equal(await page.isHidden('#failure'), true);
+
+    // Labels keep their size and have room, at every width.
+    const labels = async () => {
+      await redrawn(page, 'chart', 'bars');
+      return page.$$eval('#chart text', (texts) =>
+        texts.map((text) => {
+          const { left, right, top, bottom } = text.getBoundingClientRect();
+          return { words: text.textContent, left, right, top, bottom };
+        }),
+      );
+    };
+    const lengths = (labels) => labels.map(({ words }) => words).filter((words) => /^[\d,]+$/.test(words));
+    assert.equal(lengths(await labels()).length, 7);
+    await page.setViewportSize({ width: 320, height: 700 });
+    const narrow = await labels();
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 320);
+    assert.ok(lengths(narrow).length >= 3 && lengths(narrow).includes('16,384'), lengths(narrow).join());
+    narrow.forEach((one, i) => {
+      assert.ok(one.left >= 0 && one.right <= 320, one.words);
+      assert.ok(one.bottom - one.top > 10, one.words);
+      for (const other of narrow.slice(i + 1)) {
+        const beside = one.right < other.left || other.right < one.left;
+        const below = one.bottom <= other.top || other.bottom <= one.top;
+        assert.ok(beside || below, `${one.words} and ${other.words}`);
+      }
+    });
+    await shoot(page, 'narrow');
     assert.deepEqual(said, []);
     await page.close();
   });
@@ -207,27 +415,112 @@ export const demo = (number) => {
 
   test('dark, on a phone, and without WebGPU', async () => {
     const { page, said } = await show({ n: 512, window: 64, heads: 1, d: 16, causal: false, forward: 1 }, number);
-    const back = () => page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor);
-    const light = await back();
+    const light = await themed(page);
     await page.emulateMedia({ colorScheme: 'dark' });
-    assert.notEqual(await back(), light);
+    const dark = await themed(page);
+    assert.ok(light.every((colour, i) => colour !== dark[i]), `${light} and ${dark}`);
     await compared(page);
     await shoot(page, 'dark');
     for (const width of [390, 320]) {
       await page.setViewportSize({ width, height: 800 });
       const wide = await page.evaluate(() => document.documentElement.scrollWidth);
       assert.ok(wide <= width, `${wide} of ${width}`);
+      await redrawn(page, 'bars');
+      assert.equal(await zoomed(page), false);
     }
     await page.setViewportSize({ width: 390, height: 844 });
-    await shoot(page, 'phone');
+    await settled(page);
+
+    // Fingers choose a query, zoom and move.
+    await page.locator('#canvas').scrollIntoViewIfNeeded();
+    const box = await page.locator('#canvas').boundingBox();
+    const fingers = await page.context().newCDPSession(page);
+    const touch = async (type, ...shares) => {
+      const touchPoints = shares.map(([x, y], id) => ({ x: box.x + x * box.width, y: box.y + y * box.height, id }));
+      await fingers.send('Input.dispatchTouchEvent', { type, touchPoints });
+    };
+    const tap = async (share) => {
+      await touch('touchStart', [0.5, share]);
+      await touch('touchEnd');
+      await settled(page);
+      return chosen(page);
+    };
+    near(await tap(0.25), 128);
+    await touch('touchStart', [0.4, 0.5], [0.6, 0.5]);
+    for (const x of [0.3, 0.2, 0.1]) await touch('touchMove', [x, 0.5], [1 - x, 0.5]);
+    await touch('touchEnd');
+    await page.waitForFunction(() => document.getElementById('canvas').classList.contains('zoomed'), null, PATIENCE);
+    const upper = await tap(0.25);
+    const lower = await tap(0.75);
+    assert.ok(lower - upper < 200, `${upper} to ${lower}`);
+    await touch('touchStart', [0.5, 0.25]);
+    for (const y of [0.35, 0.45, 0.55]) await touch('touchMove', [0.5, y]);
+    await touch('touchEnd');
+    assert.equal(await chosen(page), lower);
+    near(await tap(0.55), upper);
+    await page.click('#zoomFit');
+    near(await tap(0.6), 307);
     assert.deepEqual(said, []);
 
     await page.addInitScript(() => Object.defineProperty(Navigator.prototype, 'gpu', { get: () => undefined }));
     await page.reload();
-    await page.waitForFunction(() => /WebAssembly/.test(document.getElementById('engine').textContent), null, PATIENCE);
+    await says(page, 'engine', 'WebAssembly');
     assert.match(await text(page, 'engine'), /: .*(gpu|WebGPU)/i);
     assert.match(await text(page, 'difference'), /WebGPU/);
     await seen(page, 'Query 307 sees keys 192 to 383: 192.');
+
+    // What fails is said where it was asked for; the next time it is forgotten.
+    await page.evaluate(() => {
+      globalThis.post = Worker.prototype.postMessage;
+      Worker.prototype.postMessage = () => {
+        throw new Error('no messages today');
+      };
+    });
+    await page.selectOption('#most', '1024');
+    await page.click('#run');
+    await page.waitForFunction(() => !document.getElementById('failure').hidden, null, PATIENCE);
+    assert.match(await page.textContent('#speed [role=alert]'), /no messages today/);
+    assert.equal(await page.isHidden('#trouble'), true);
+    assert.equal(await page.isDisabled('#run'), false);
+    await page.evaluate(() => (Worker.prototype.postMessage = post));
+    await page.click('#run');
+    await says(page, 'state', 'Measured.');
+    assert.equal(await page.isHidden('#failure'), true);
+    assert.equal(await page.locator('#chart circle').count(), 3);
+    await shoot(page, 'phone');
+    assert.deepEqual(said, []);
+    await page.close();
+  });
+
+  test('what cannot start says so', async () => {
+    const { page, said } = await open({ number, path: 'demo/icon.svg' });
+    const without = async (file, words) => {
+      await page.route(`**/dist/${file}`, (route) => route.fulfill({ status: 404 }));
+      await page.goto(new URL('index.html', page.url()).href);
+      await says(page, 'engine', words);
+      assert.ok(await page.isDisabled('#run'));
+    };
+    await without('local_attention_web.js', 'cargo xtask web');
+    await page.unrouteAll();
+    await without('text.txt', 'cargo xtask web');
+    await page.unrouteAll();
+    said.splice(0);
+    await without('*.wasm', 'Not started');
+    assert.match(await text(page, 'trouble'), /WebAssembly/);
+    // Nothing is there to choose from.
+    await page.focus('#canvas');
+    for (const key of ['ArrowDown', 'Shift+ArrowUp', 'End', '+', '0']) await page.keyboard.press(key);
+    await settled(page);
+    assert.equal(await text(page, 'seen'), '');
+    assert.ok(said.length > 0 && said.every((what) => !what.startsWith('uncaught')), said.join());
+    // The next one starts.
+    await page.unrouteAll();
+    said.splice(0);
+    await page.setChecked('[name=exact]', true);
+    await says(page, 'engine', 'Computed by');
+    await seen(page, 'Query 614 sees');
+    assert.equal(await page.isHidden('#trouble'), true);
+    assert.equal(await page.isDisabled('#run'), false);
     assert.deepEqual(said, []);
     await page.close();
   });
