@@ -1,6 +1,7 @@
 // All tests. Two browsers at the same time: both spend most of it compiling kernels, each on one thread.
 
 import { describe, test } from 'node:test';
+import { benchPage } from '../bench/page.test.mjs';
 import { api } from './api.mjs';
 import { demo } from './demo.mjs';
 import { device } from './device.mjs';
@@ -14,6 +15,7 @@ describe('local-attention', { concurrency: true }, () => {
     // With kernels that are compiled by now, for the most part.
     api();
     demo(0);
+    benchPage(0);
   });
   describe('two', { concurrency: false }, () => {
     packed();

@@ -63,7 +63,9 @@ pub fn bench(args: &[String]) -> Result<(), String> {
 
 /// The package, and what its tests need.
 fn prepare() -> Result<(), String> {
-    need("Chromium", &|| which("chromium"), "chromium")?;
+    // The variable names another one.
+    let chromium = || std::env::var_os("CHROMIUM").is_some() || which("chromium");
+    need("Chromium", &chromium, "chromium")?;
     need("Node", &|| which("node"), "nodejs")?;
     need("npm", &|| which("npm"), "npm")?;
     build()?;
@@ -96,7 +98,7 @@ pub fn lint() -> Result<(), String> {
 pub fn serve(port: Option<&str>) -> Result<(), String> {
     let address = format!("127.0.0.1:{}", port.unwrap_or("8000"));
     let server = Server::http(&address).map_err(|e| format!("{address}: {e}"))?;
-    println!("http://{address}/demo/");
+    println!("http://{address}/demo/ and, after npm ci in web/bench, http://{address}/bench/page/");
     for request in server.incoming_requests() {
         // A connection that the browser drops is its own matter.
         let _ = answer(request);

@@ -31,7 +31,7 @@ const row = ({ n, w, d }, { q, k, v }, head, query) => {
   });
 };
 
-/** The largest error of a result [heads, n, d], of queries in each window of each head: its first, its last, another. */
+/** The largest error of a result [heads, n, d], of queries of each window of each head: its first, last and another. */
 export const error = (sizes, all, out) => {
   const { n, w, heads, d } = sizes;
   let worst = 0;

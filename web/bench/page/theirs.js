@@ -1,28 +1,42 @@
 // onnxruntime-web: [1, n, heads * d].
 
+import { model } from './model.js';
+
 const DIST = '../node_modules/onnxruntime-web/dist/';
 
 /** [heads, n, d] to [n, heads, d]. */
 const turned = (x, rows, columns, d) => {
   const to = new Float32Array(x.length);
   for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) to.set(x.subarray((i * columns + j) * d, (i * columns + j + 1) * d), (j * rows + i) * d);
+    for (let j = 0; j < columns; j++) {
+      const from = (i * columns + j) * d;
+      to.set(x.subarray(from, from + d), (j * rows + i) * d);
+    }
   }
   return to;
 };
 
-/** A device as they would make it, but without subgroups: those of 4, as SwiftShader's are, make their results wrong. */
+/** A device as they make it, but without subgroups: those of 4, as SwiftShader's are, make their results wrong. */
 const requestDevice = async () => {
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
   const requiredFeatures = [...adapter.features].filter((name) => name === 'shader-f16' || name === 'timestamp-query');
-  const limits = ['maxBufferSize', 'maxStorageBufferBindingSize', 'maxComputeWorkgroupStorageSize', 'maxComputeInvocationsPerWorkgroup',
-    'maxComputeWorkgroupSizeX', 'maxComputeWorkgroupSizeY', 'maxComputeWorkgroupSizeZ', 'maxComputeWorkgroupsPerDimension',
-    'maxStorageBuffersPerShaderStage'];
+  const limits = [
+    'maxBufferSize',
+    'maxStorageBufferBindingSize',
+    'maxComputeWorkgroupStorageSize',
+    'maxComputeInvocationsPerWorkgroup',
+    'maxComputeWorkgroupSizeX',
+    'maxComputeWorkgroupSizeY',
+    'maxComputeWorkgroupSizeZ',
+    'maxComputeWorkgroupsPerDimension',
+    'maxStorageBuffersPerShaderStage',
+  ];
   const requiredLimits = Object.fromEntries(limits.map((name) => [name, adapter.limits[name]]));
   return adapter.requestDevice({ requiredFeatures, requiredLimits });
 };
 
-let device;
+/** One for the page, until it is lost. */
+let shared;
 
 const engine = async (backend) => {
   if (backend === 'wasm') {
@@ -31,15 +45,20 @@ const engine = async (backend) => {
     return { ort, provider: 'wasm' };
   }
   const ort = await import(`${DIST}ort.webgpu.bundle.min.mjs`);
-  device ??= await requestDevice();
-  return { ort, provider: { name: 'webgpu', device } };
+  if (!shared) {
+    shared = await requestDevice();
+    shared.lost.then(() => (shared = undefined));
+  }
+  return { ort, provider: { name: 'webgpu', device: shared }, device: shared };
 };
 
-export const theirs = async (backend, { n, heads, d }, inputs, model) => {
-  const { ort, provider } = await engine(backend);
+export const theirs = async (backend, sizes, inputs) => {
+  const { n, heads, d } = sizes;
+  const { ort, provider, device } = await engine(backend);
   const dims = [1, n, heads * d];
-  const session = await ort.InferenceSession.create(model, { executionProviders: [provider] });
-  const feeds = Object.fromEntries(Object.entries(inputs).map(([name, x]) => [name, new ort.Tensor('float32', turned(x, heads, n, d), dims)]));
+  const session = await ort.InferenceSession.create(model(sizes), { executionProviders: [provider] });
+  const each = (of, make) => Object.fromEntries(Object.entries(of).map(([name, x]) => [name, make(x)]));
+  const feeds = each(inputs, (x) => new ort.Tensor('float32', turned(x, heads, n, d), dims));
   const arrays = async () => {
     const { out } = await session.run(feeds);
     return out.getData();
@@ -48,7 +67,12 @@ export const theirs = async (backend, { n, heads, d }, inputs, model) => {
   if (backend === 'wasm') {
     // There is no other place for its tensors: they are copied in and out.
     let last;
-    return { arrays: async () => (last = await arrays()), read: async () => whole(last), whole, end: () => session.release() };
+    return {
+      arrays: async () => (last = await arrays()),
+      read: async () => whole(last),
+      whole,
+      end: () => session.release(),
+    };
   }
   const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
   const buffer = () => device.createBuffer({ size: n * heads * d * 4, usage });
@@ -59,9 +83,11 @@ export const theirs = async (backend, { n, heads, d }, inputs, model) => {
     if (data) device.queue.writeBuffer(made, 0, data);
     return ort.Tensor.fromGpuBuffer(made, { dataType: 'float32', dims });
   };
-  const held = Object.fromEntries(Object.entries(feeds).map(([name, tensor]) => [name, onDevice(tensor.data)]));
+  const held = each(feeds, (tensor) => onDevice(tensor.data));
   const out = onDevice();
+  const { vendor, architecture, description } = device.adapterInfo;
   return {
+    device: [vendor, architecture, description].filter(Boolean).join(' '),
     arrays,
     tensors: async () => {
       await session.run(held, { out });

@@ -1,22 +1,28 @@
 // The peer's model: causal attention in windows of w that also look at the window before, as ONNX.
 //
-// k and v are gathered into [window before, own window], and one MultiHeadAttention runs all windows as a batch. Its work
-// grows linearly with n, as ours does.
+// k and v are gathered into [window before, own window], and one MultiHeadAttention runs all windows as a batch. Its
+// work grows linearly with n, as ours does.
 
-import protobuf from 'protobufjs';
+import protobuf from './protobuf.js';
 
 // The fields of ONNX's onnx.proto3 that the model has.
 const SCHEMA = `
   syntax = "proto3";
   message Attribute { string name = 1; int64 i = 3; int32 type = 20; }
-  message Node { repeated string input = 1; repeated string output = 2; string op_type = 4; repeated Attribute attribute = 5; string domain = 7; }
+  message Node {
+    repeated string input = 1; repeated string output = 2; string op_type = 4; repeated Attribute attribute = 5;
+    string domain = 7;
+  }
   message Tensor { repeated int64 dims = 1; int32 data_type = 2; string name = 8; bytes raw_data = 9; }
   message Dimension { int64 dim_value = 1; }
   message Shape { repeated Dimension dim = 1; }
   message TensorType { int32 elem_type = 1; Shape shape = 2; }
   message Type { TensorType tensor_type = 1; }
   message Value { string name = 1; Type type = 2; }
-  message Graph { repeated Node node = 1; string name = 2; repeated Tensor initializer = 5; repeated Value input = 11; repeated Value output = 12; }
+  message Graph {
+    repeated Node node = 1; string name = 2; repeated Tensor initializer = 5; repeated Value input = 11;
+    repeated Value output = 12;
+  }
   message OperatorSet { string domain = 1; int64 version = 2; }
   message Model { int64 ir_version = 1; Graph graph = 7; repeated OperatorSet opset_import = 8; }
 `;
@@ -39,7 +45,8 @@ const mask = (windows, w) => {
 export const model = ({ n, w, heads, d }) => {
   const [windows, features] = [n / w, heads * d];
   const tensor = (name, data_type, array, dims) => ({ name, data_type, dims, raw_data: new Uint8Array(array.buffer) });
-  const integers = (name, numbers, dims = [numbers.length]) => tensor(name, INT64, BigInt64Array.from(numbers, BigInt), dims);
+  const integers = (name, numbers, dims = [numbers.length]) =>
+    tensor(name, INT64, BigInt64Array.from(numbers, BigInt), dims);
   const node = (op_type, input, output, rest) => ({ op_type, input, output: [output], ...rest });
   const value = (name) => ({
     name,
