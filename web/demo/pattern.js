@@ -116,8 +116,10 @@ export class Pattern {
     const size = Math.round(width * (devicePixelRatio || 1));
     if (!size || size === this.#canvas.width) return;
     this.#canvas.width = this.#canvas.height = size;
-    // What was in sight stays in sight.
-    if (this.#width) this.#view.scale = Math.min((this.#view.scale * width) / this.#width, MOST_ZOOM);
+    // What was in sight stays in sight: all of it by the very scale that shows all, or pixels at edges may differ.
+    const whole = this.#view.scale <= (this.#width / this.#keys) * 1.001;
+    if (whole) this.#view.scale = this.#least();
+    else if (this.#width) this.#view.scale = Math.min((this.#view.scale * width) / this.#width, MOST_ZOOM);
     this.#width = width;
     this.#clamp();
   }
