@@ -28,7 +28,7 @@ const TESTS: [(&str, Test, Option<usize>); 27] = [
     ("gradients_of_long_windows", gpu_suite::gradients::long_windows, Some(0)),
     ("gradients_interleaved", gpu_suite::gradients::interleaved, None),
     ("gradients_of_what_does_not_fit", gpu_suite::gradients::every_error, None),
-    ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer, Some(0)),
+    ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer, Some(1)),
     ("hard_geometries", gpu_suite::oracle::hard_geometries, Some(1)),
     ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window, Some(1)),
     ("windows_of_many_keys", gpu_suite::long_window::long_window, Some(0)),
