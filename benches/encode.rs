@@ -44,22 +44,31 @@ const ROUNDS: usize = 15;
 fn main() -> Result<()> {
     let gpu = &Gpu::request_blocking(&request())?;
     println!("{} ({})", gpu.caps().info.name, gpu.caps().info.driver_info);
+    measure(gpu, 0.0)?;
+    measure(gpu, 0.1)
+}
+
+/// With a probability of dropout, which gives each call a slot of the workspace.
+fn measure(gpu: &Gpu, dropout: f64) -> Result<()> {
     let (n, d) = (256, 64);
-    let attention = LocalAttention::new(LocalAttentionConfig::new(64).causal(true))?;
+    let config = LocalAttentionConfig::new(64).causal(true).dropout(dropout);
+    let attention = LocalAttention::new(config)?;
+    let call = if dropout > 0.0 { Call::with_seed(1) } else { Call::default() };
     let problem = attention.problem(&AttentionShape::new([1], n, d))?;
     let buffers = [(); 4].map(|()| upload(gpu, &vec![0.5; n * d]));
     let view = |b| TensorView::contiguous(b, Dtype::F32, [1, n, d]);
     let [q, k, v, out] = buffers.each_ref().map(view);
     let tensors = ForwardTensors::new(q, k, v, out);
     let plan = gpu.plan_blocking(&problem, &Layouts::contiguous(Storage::F32, &problem))?;
-    let mut workspace = Workspace::new_blocking(gpu, 1)?;
+    let mut workspace = Workspace::new_blocking(gpu, CALLS)?;
     let start = Instant::now();
     let bound = plan.bind_forward_blocking(&tensors, &workspace)?;
     let bind = start.elapsed();
     let (pipeline, group) = bare(gpu, &buffers);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.push(record(gpu, |pass| Ok(bound.encode(pass, &mut workspace, &Call::default())?))?);
+        workspace.recall();
+        ours.push(record(gpu, |pass| Ok(bound.encode(pass, &mut workspace, &call)?))?);
         theirs.push(record(gpu, |pass| {
             pass.set_pipeline(&pipeline);
             pass.set_bind_group(0, &group, &[0]);
@@ -74,7 +83,7 @@ fn main() -> Result<()> {
     let ((ours, ours_allocated), (theirs, theirs_allocated)) =
         (median(&mut ours), median(&mut theirs));
     println!(
-        "bind {:.0} us; medians of {ROUNDS} passes of {CALLS} calls in turn",
+        "dropout {dropout}: bind {:.0} us; medians of {ROUNDS} passes of {CALLS} calls in turn",
         bind.as_secs_f64() * 1e6
     );
     println!(

@@ -1,5 +1,6 @@
 //! The CPU engine against the f64 oracle, on random cases: output, lse and attention weights within
-//! the error budget, with every instruction set of the machine. What the cases covered is asserted.
+//! the error budget, with every instruction set of the machine; those it lacks are listed as ignored. What the
+//! cases covered is asserted.
 //!
 //! `LOCAL_ATTENTION_CASES` sets their number (default 1,000), `LOCAL_ATTENTION_SEED` their seed;
 //! `LOCAL_ATTENTION_ISA` names an instruction set that the machine has to have.
@@ -8,6 +9,7 @@ mod common;
 
 use common::coverage::Coverage;
 use common::{CHOICES, Case, DEGENERATE, Noise, list};
+use libtest_mimic::{Arguments, Trial};
 use local_attention::cpu::{Cpu, Isa};
 use local_attention::{
     AttentionShape, Call, Element, Engine, ErrorBudget, HostInputs, LocalAttentionConfig,
@@ -30,7 +32,6 @@ fn instruction_sets() -> Vec<Isa> {
     found
 }
 
-#[test]
 fn cpu_matches_the_oracle() {
     const CHUNKS: u64 = 8;
     let cases = setting("LOCAL_ATTENTION_CASES", 1000);
@@ -149,7 +150,6 @@ where
     Ok(true_lse.iter().map(|&x| x == f64::from(DEGENERATE)).collect())
 }
 
-#[test]
 fn cpu_matches_the_oracle_on_f16() {
     for seed in 0..setting("LOCAL_ATTENTION_CASES", 1000) / 4 {
         let case = Case::decode(&list(seed));
@@ -160,7 +160,6 @@ fn cpu_matches_the_oracle_on_f16() {
 }
 
 /// Heads as large as those of models, of which rows and tables have several vectors.
-#[test]
 fn cpu_matches_the_oracle_with_large_heads() {
     for seed in 0..setting("LOCAL_ATTENTION_CASES", 1000) / 10 {
         let list = list(2_000_000 + seed);
@@ -172,7 +171,6 @@ fn cpu_matches_the_oracle_with_large_heads() {
 }
 
 /// Positions so many that tables are split into coarse and fine ones.
-#[test]
 fn cpu_matches_the_oracle_far_away() {
     for (window, n, xpos) in [(20_000, 40_000, false), (10_000, 30_000, true)] {
         let config = LocalAttentionConfig::new(window).causal(true).dim(64).use_xpos(xpos);
@@ -217,7 +215,6 @@ where
 }
 
 /// The same bits whatever the number of threads, and however queries are cut into calls.
-#[test]
 fn cpu_is_deterministic() {
     // WebAssembly has one thread, which the global pool falls back to.
     let threads: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 3] };
@@ -282,4 +279,30 @@ fn deterministic<T: Element<Accumulator = f32>>(
             assert_eq!(got, expected, "queries {part:?} of {whole}, {}", at(engine));
         }
     }
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    if cfg!(target_family = "wasm") {
+        // There are no threads there.
+        arguments.test_threads = Some(1);
+    }
+    let tests: [(&str, fn()); 5] = [
+        ("cpu_matches_the_oracle", cpu_matches_the_oracle),
+        ("cpu_matches_the_oracle_on_f16", cpu_matches_the_oracle_on_f16),
+        ("cpu_matches_the_oracle_with_large_heads", cpu_matches_the_oracle_with_large_heads),
+        ("cpu_matches_the_oracle_far_away", cpu_matches_the_oracle_far_away),
+        ("cpu_is_deterministic", cpu_is_deterministic),
+    ];
+    let run = tests.map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    });
+    let sets = instruction_sets();
+    let absent = Isa::ALL.into_iter().filter(|isa| !sets.contains(isa));
+    let absent = absent
+        .map(|isa| Trial::test(format!("all_of_it_on_{isa}"), || Ok(())).with_ignored_flag(true));
+    libtest_mimic::run(&arguments, run.into_iter().chain(absent).collect()).exit();
 }

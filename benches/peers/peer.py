@@ -6,7 +6,6 @@ First it says {"torch": version}. {"prepare": shape} -> {"rotary": whether this 
 
 import gc
 import json
-import resource
 import sys
 import time
 
@@ -124,7 +123,7 @@ def tensors(shape, torch):
     return [torch.rand(dims).mul(2).sub(1).to(dtype).requires_grad_(trains) for _ in range(3)]
 
 
-def timed(shape, torch, call, inputs):
+def timed(shape, torch, call, inputs, dout):
     """One run of the pass that is measured: its seconds."""
     if shape["pass"] == "forward":
         with torch.inference_mode():
@@ -136,7 +135,7 @@ def timed(shape, torch, call, inputs):
     if shape["pass"] == "backward":
         start = time.perf_counter()
     # Every gradient, none added to those of the run before.
-    torch.autograd.grad(out, inputs, torch.ones_like(out))
+    torch.autograd.grad(out, inputs, dout)
     return time.perf_counter() - start
 
 
@@ -155,8 +154,18 @@ def peak_rss_bytes():
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
     except (OSError, StopIteration):
+        try:
+            import resource
+        except ImportError:  # Windows.
+            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def said(error):
+    """The first line of it that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def main():
@@ -165,33 +174,39 @@ def main():
         import torch
         if name == "torch-reference":
             import local_attention  # noqa: F401
-    except ImportError as e:
-        answer({"error": f"{e.name or e} is not installed for {sys.executable}"})
+    except ModuleNotFoundError as e:
+        how = "pip install -r benches/peers/requirements.txt, or --python PATH"
+        answer({"error": f"{e.name or e} is not installed for {sys.executable} ({how})"})
+        return
+    except Exception as e:  # A library that it needs, or a version that does not fit.
+        answer({"error": said(e)})
         return
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     make = {"torch-reference": reference, "torch-flex": flex, "torch-sdpa": sdpa}[name]
     answer({"torch": torch.__version__})
-    call = inputs = None
+    call = inputs = dout = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if "prepare" in request:
                 shape = request["prepare"]
                 # The tensors of the shape before go first.
-                call = inputs = None
+                call = inputs = dout = None
                 reset_peak()
                 call, inputs = make(shape, torch)
-                timed(shape, torch, call, inputs)
-                timed(shape, torch, call, inputs)
+                # Ours is given it too.
+                dout = torch.ones_like(inputs[0])
+                timed(shape, torch, call, inputs, dout)
+                timed(shape, torch, call, inputs, dout)
                 answer({"rotary": shape["rotary"] and name == "torch-reference"})
             else:
                 # As with ours: the first run of a turn is not timed.
-                timed(shape, torch, call, inputs)
-                seconds = timed(shape, torch, call, inputs)
+                timed(shape, torch, call, inputs, dout)
+                seconds = timed(shape, torch, call, inputs, dout)
                 answer({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()})
         except Exception as e:  # Whatever a shape provokes is told, not hidden.
-            answer({"error": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"})
+            answer({"error": said(e)})
 
 
 if __name__ == "__main__":

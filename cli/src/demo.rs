@@ -1,16 +1,11 @@
 //! Without a subcommand: pick an engine, check it, time it.
 
-use std::time::{Duration, Instant};
-
 use indicatif::{ProgressBar, ProgressStyle};
-use local_attention::cpu::Cpu;
-use local_attention::{
-    AttentionShape, Call, Engine, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
-};
+use local_attention::{Call, LocalAttention};
 use serde_json::json;
 
-use crate::backend::{Backend, Chosen};
-use crate::bench::{Pass, Resident, Tensors, quantile};
+use crate::backend::Backend;
+use crate::bench::{BenchShape, Runner, median_and_gflops};
 use crate::case::{Case, Dtype};
 use crate::check::{TOLERANCE, largest_error, magnitude};
 use crate::console::Console;
@@ -30,6 +25,8 @@ const GOLDENS: [(&str, &[u8]); 6] = [
 const SHAPES: [(usize, usize); 3] = [(1024, 128), (4096, 128), (16384, 256)];
 const HEADS: usize = 8;
 const HEAD_DIM: usize = 64;
+/// To spend on each.
+const SECONDS: f64 = 0.5;
 
 pub fn demo(console: Console) -> Result<bool, BadInput> {
     let (chosen, why) = Backend::Auto.open(None)?.choose(Dtype::F32, None)?;
@@ -68,9 +65,11 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
     if let Ok(style) = ProgressStyle::with_template("{bar:40} timing n={msg}") {
         bar.set_style(style);
     }
+    let runner = Runner::new((chosen.clone(), false), None, None)?;
     for (n, window) in SHAPES {
         bar.set_message(n.to_string());
-        let (median, gflops) = time(&chosen, n, window)?;
+        let shape = BenchShape::causal(HEADS, n, window, HEAD_DIM);
+        let (median, gflops) = median_and_gflops(&runner, &shape, SECONDS)?;
         bar.suspend(|| {
             let ms = median * 1e3;
             let tokens = n as f64 / median;
@@ -88,52 +87,4 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
     console
         .say("next     cargo run --release -- run IN.safetensors -o OUT.safetensors, or -- --help");
     Ok(passed)
-}
-
-/// Median time of a forward pass of the engine in seconds, of tensors on the device where it has one, and the rate on the pairs
-/// that attend.
-fn time(chosen: &Chosen, n: usize, window: usize) -> Result<(f64, f64), BadInput> {
-    let config = LocalAttentionConfig::new(window as i64).causal(true).dim(HEAD_DIM as i64);
-    let attention = LocalAttention::new(config)?;
-    let shape = AttentionShape::new([1, HEADS], n, HEAD_DIM);
-    let problem = attention.problem(&shape)?;
-    let len = HEADS * n * HEAD_DIM;
-    let data = |seed: u32| -> Vec<f32> {
-        // Weyl's sequence: even over [-1, 1), which is all that timing needs.
-        (0..len as u32)
-            .map(|i| {
-                ((i.wrapping_mul(2_654_435_769).wrapping_add(seed)) >> 8) as f32 / 8_388_608.0 - 1.0
-            })
-            .collect()
-    };
-    let dims = [1, HEADS, n, HEAD_DIM];
-    let inputs = HostInputs::new(
-        HostTensor::new(data(1), dims)?,
-        HostTensor::new(data(1 << 30), dims)?,
-        HostTensor::new(data(3 << 29), dims)?,
-    );
-    let mut run: Box<dyn FnMut() -> Result<f64, BadInput>> = match chosen {
-        Chosen::Gpu(gpu) => {
-            let mut resident =
-                Resident::new(gpu, &problem, &Tensors::F32(inputs, Vec::new()), Pass::Forward)?;
-            Box::new(move || resident.run().map(|ran| ran.seconds))
-        }
-        _ => {
-            let (engine, problem) = (Cpu::new(), &problem);
-            Box::new(move || {
-                let start = Instant::now();
-                std::hint::black_box(engine.forward(problem, &inputs, &Call::default())?);
-                Ok(start.elapsed().as_secs_f64())
-            })
-        }
-    };
-    let mut times = Vec::new();
-    let start = Instant::now();
-    run()?;
-    while times.len() < 3 || (start.elapsed() < Duration::from_millis(700) && times.len() < 200) {
-        times.push(run()?);
-    }
-    let median = quantile(&times, 0.5);
-    let flops = problem.geometry().visible_pairs() as f64 * (HEADS * 4 * HEAD_DIM) as f64;
-    Ok((median, flops / median / 1e9))
 }

@@ -251,12 +251,16 @@ mod peers {
     fn one_without_its_packages() {
         let out = beside(r#"echo '{"error": "torch is not installed for sh"}'"#);
         assert_eq!(out.status, 2, "{}", out.stdout);
-        assert!(
-            out.stderr.contains("torch is not installed")
-                && out.stderr.contains("requirements.txt"),
-            "{}",
-            out.stderr
-        );
+        assert!(out.stderr.contains("--peer torch-flex: torch is not installed"), "{}", out.stderr);
+    }
+
+    /// Its last words are said.
+    #[test]
+    fn one_that_cannot_start() {
+        let out = beside("echo 'Traceback:' >&2; echo 'OSError: libgomp.so.1 is gone' >&2; exit 1");
+        let why = "it ended without an answer: OSError: libgomp.so.1 is gone";
+        assert_eq!((out.status, out.stdout.as_str()), (2, ""));
+        assert!(out.stderr.contains(why) && out.stderr.lines().count() == 1, "{}", out.stderr);
     }
 
     /// Times of 2 to 8 seconds in turn: its row says what it ran on, and what the times come to.
@@ -314,6 +318,10 @@ mod peers {
             ),
             (r#"read shape; echo '{"error": "no such shape"}'; read end"#, "no such shape"),
             (r#"read shape; echo '{}'; read end"#, "it answered {}"),
+            (
+                r#"read shape; echo '{"rotary": false}'; read run; echo '{"seconds": 0}'; read end"#,
+                "it answered {\"seconds\":0}",
+            ),
         ] {
             let out = beside(&format!("echo '{{\"torch\": \"9\"}}'; {script}"));
             assert_eq!(out.status, 1, "{}", out.stderr);

@@ -1,10 +1,12 @@
 //! Plots of results, as SVG.
 
 use std::error::Error;
+use std::ops::Range;
 
+use plotters::coord::combinators::{BindKeyPoints, LogCoord, WithKeyPoints};
 use plotters::prelude::*;
 
-use super::floor::Floor;
+use super::floor::{Floor, count_threads};
 use super::row::Row;
 use super::shape::{BenchShape, Pass};
 
@@ -42,15 +44,14 @@ fn series(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<Series<'_>> {
 fn engine(row: &Row) -> String {
     let Row { backend, variant, threads, .. } = row;
     let name = format!("{backend} {variant}");
-    format!("{}, {threads} thread{}", name.trim(), if *threads == 1 { "" } else { "s" })
+    format!("{}, {}", name.trim(), count_threads(*threads))
 }
 
 /// An engine, and the pass where it is not the forward one: their times differ by design.
 fn engine_and_pass(row: &Row) -> String {
     match row.shape.pass {
         Pass::Forward => engine(row),
-        Pass::Backward => format!("{}, backward", engine(row)),
-        Pass::Both => format!("{}, forward+backward", engine(row)),
+        pass => format!("{}, {}", engine(row), pass.name()),
     }
 }
 
@@ -74,24 +75,32 @@ fn lines<'a>(rows: &[&'a Row]) -> Vec<Vec<&'a Row>> {
 }
 
 /// The range of some positive numbers, widened by a factor.
-fn range(values: impl Iterator<Item = f64>, by: f64) -> std::ops::Range<f64> {
+fn range(values: impl Iterator<Item = f64>, by: f64) -> Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(l, h), x| (l.min(x), h.max(x)));
     if low > high { 0.1..1.0 } else { low / by..high * by }
 }
 
-type Plane<'a> = ChartContext<
-    'a,
-    SVGBackend<'a>,
-    Cartesian2d<
-        plotters::coord::combinators::LogCoord<f64>,
-        plotters::coord::combinators::LogCoord<f64>,
-    >,
->;
+type Plane<'a> =
+    ChartContext<'a, SVGBackend<'a>, Cartesian2d<WithKeyPoints<LogCoord<f64>>, LogCoord<f64>>>;
 
-/// A chart with two logarithmic axes, and a legend of what `draw` gives a label.
+/// Some of these numbers: those that have room beside each other on an axis of this range.
+fn ticks(mut numbers: Vec<f64>, range: &Range<f64>) -> Vec<f64> {
+    let apart = (range.end / range.start).powf(1.0 / 12.0);
+    numbers.sort_by(f64::total_cmp);
+    let mut kept: Vec<f64> = Vec::new();
+    for x in numbers.into_iter().filter(|x| range.contains(x)) {
+        if kept.last().is_none_or(|last| x >= last * apart) {
+            kept.push(x);
+        }
+    }
+    kept
+}
+
+/// A chart with two logarithmic axes, numbers on the first at `marks`, and a legend of what `draw` gives a label.
 fn logarithmic(
     [x_desc, y_desc]: [&str; 2],
-    [x, y]: [std::ops::Range<f64>; 2],
+    [x, y]: [Range<f64>; 2],
+    marks: Vec<f64>,
     legend: SeriesLabelPosition,
     draw: impl FnOnce(&mut Plane<'_>) -> Result<(), Box<dyn Error>>,
 ) -> Chart {
@@ -103,7 +112,10 @@ fn logarithmic(
             .margin(14)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+            .build_cartesian_2d(
+                LogCoord::from(x.clone().log_scale()).with_key_points(ticks(marks, &x)),
+                LogCoord::from(y.log_scale()),
+            )?;
         chart
             .configure_mesh()
             .x_desc(x_desc)
@@ -147,7 +159,8 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
     // Room for the legend above the points.
     y.end *= 6.0;
     let names = ["n, positions", "median, ms"];
-    logarithmic(names, [x, y], SeriesLabelPosition::UpperLeft, |chart| {
+    let marks = rows.iter().map(|r| r.shape.n as f64).collect();
+    logarithmic(names, [x, y], marks, SeriesLabelPosition::UpperLeft, |chart| {
         for (series, colour) in
             series(rows, engine_and_pass).iter().zip(COLOURS.into_iter().cycle())
         {
@@ -162,9 +175,22 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
     })
 }
 
+/// The best of each kind of floor.
+fn best(floors: &[Floor]) -> Vec<Floor> {
+    let mut all: Vec<Floor> = Vec::new();
+    for floor in floors {
+        match all.iter_mut().find(|earlier| earlier.what == floor.what) {
+            Some(earlier) => *earlier = earlier.best(floor),
+            None => all.push(floor.clone()),
+        }
+    }
+    all
+}
+
 /// Attended rate against arithmetic intensity, under the machine's two limits.
 pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
+    let floors = best(floors);
     let rates: Vec<_> = floors.iter().map(|f| (f.gemm_flops / 1e9, f.copy_bytes / 1e9)).collect();
     let ridges = rates.iter().map(|(peak, copy)| peak / copy);
     let peaks = rates.iter().map(|(peak, _)| *peak);
@@ -173,14 +199,17 @@ pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     // Room for the legend below the points.
     y.start /= 6.0;
     let names = ["FLOP for each byte that must move", "attended GFLOP/s"];
-    logarithmic(names, [x.clone(), y], SeriesLabelPosition::LowerRight, |chart| {
-        for (&(peak, copy), floor) in rates.iter().zip(floors) {
+    let decades = (-3..9).map(|power| 10_f64.powi(power));
+    let marks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * decade)).collect();
+    logarithmic(names, [x.clone(), y], marks, SeriesLabelPosition::LowerRight, |chart| {
+        for (i, (&(peak, copy), floor)) in rates.iter().zip(&floors).enumerate() {
             let corners =
                 [(x.start, (x.start * copy).min(peak)), (peak / copy, peak), (x.end, peak)];
+            let grey = BLACK.mix(0.7 / (i + 1) as f64).stroke_width(2);
             chart
-                .draw_series(LineSeries::new(corners, BLACK.mix(0.6).stroke_width(2)))?
+                .draw_series(LineSeries::new(corners, grey))?
                 .label(format!("{}; copying", floor.what))
-                .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK.mix(0.6)));
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], grey));
         }
         for (series, colour) in
             series(rows, engine_and_pass).iter().zip(COLOURS.into_iter().cycle())

@@ -89,7 +89,7 @@ mod tests {
         let lines = compare(&[row(1.0)], &[Row { threads: 1, ..row(1.0) }]);
         let starts: Vec<_> = lines.iter().map(|l| &l[..8]).collect();
         assert_eq!(starts, ["new     ", "gone    "]);
-        assert!(lines[0].contains("1 threads") && lines[1].contains("2 threads"), "{lines:?}");
+        assert!(lines[0].contains("1 thread,") && lines[1].contains("2 threads"), "{lines:?}");
     }
 
     /// 1.5 times as fast where a matrix product gains 2.

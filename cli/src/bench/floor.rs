@@ -22,14 +22,18 @@ pub struct Floor {
 const SIZE: usize = 1024;
 const COPY_ELEMS: usize = 32 << 20;
 
+/// A number of threads, in words.
+pub fn count_threads(threads: usize) -> String {
+    format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
+}
+
 impl Floor {
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .map_err(|e| BadInput::Usage(format!("--threads {threads}: {e}")))?;
-        let what =
-            format!("gemm {SIZE}^3, {threads} thread{}", if threads == 1 { "" } else { "s" });
+        let what = format!("gemm {SIZE}^3, {}", count_threads(threads));
         Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), what }))
     }
 

@@ -38,21 +38,17 @@ impl Resident {
         pass: Pass,
     ) -> Result<Self, BadInput> {
         match tensors {
-            Tensors::F32(x, _) => {
-                Self::of(gpu, (problem, pass), x, Storage::F32, |x| x.to_le_bytes().to_vec())
-            }
-            Tensors::F16(x, _) => {
-                Self::of(gpu, (problem, pass), x, Storage::F16, |x: f16| x.to_le_bytes().to_vec())
-            }
+            Tensors::F32(x, _) => Self::of(gpu, (problem, pass), x, Storage::F32, f32::to_le_bytes),
+            Tensors::F16(x, _) => Self::of(gpu, (problem, pass), x, Storage::F16, f16::to_le_bytes),
         }
     }
 
-    fn of<T: Clone>(
+    fn of<T: Clone, const BYTES: usize>(
         gpu: &Gpu,
         (problem, pass): (&Problem, Pass),
         inputs: &HostInputs<'_, T>,
         storage: Storage,
-        bytes: impl Fn(T) -> Vec<u8>,
+        bytes: impl Fn(T) -> [u8; BYTES],
     ) -> Result<Self, BadInput> {
         let fail = |e: &dyn std::fmt::Display| BadInput::Usage(format!("--backend gpu: {e}"));
         let layouts = Layouts::contiguous(storage, problem);

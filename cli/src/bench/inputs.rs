@@ -3,7 +3,7 @@
 use half::f16;
 use local_attention::{HostInputs, HostTensor};
 
-use super::shape::{BenchShape, BenchType, Pass};
+use super::shape::{BenchShape, BenchType, Pass, lets};
 use crate::backend::Chosen;
 use crate::error::BadInput;
 
@@ -35,7 +35,7 @@ pub fn tensors(shape: &BenchShape, chosen: &Chosen) -> Result<Tensors, BadInput>
     }
     if shape.mask {
         let mut mask = room(&[shape.batch, shape.n])?;
-        mask.extend((0..shape.batch * shape.n).map(|u| u % 8 != 3));
+        mask.extend((0..shape.batch * shape.n).map(|at| lets(at % shape.n)));
         inputs = inputs.with_mask(HostTensor::new(mask, [shape.batch, shape.n])?);
     }
     // The other engines make their own.

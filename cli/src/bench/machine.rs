@@ -25,7 +25,7 @@ impl Machine {
             _ => None,
         };
         Self {
-            cpu: cpu_name(&cpuinfo).unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cpu: cpu_name(&cpuinfo, std::env::consts::ARCH),
             system: format!("{cores} cores, {} {}", std::env::consts::OS, kernel.trim()),
             device,
         }
@@ -46,21 +46,28 @@ impl Machine {
 }
 
 /// Name of the first processor, with its family and model where the name holds no number that tells:
-/// virtual machines are often told half of it.
-fn cpu_name(cpuinfo: &str) -> Option<String> {
+/// virtual machines are often told half of it. Those of ARM have no name, but numbers for who made what.
+fn cpu_name(cpuinfo: &str, arch: &str) -> String {
     let value = |key: &str| {
         let pairs = cpuinfo.lines().filter_map(|line| line.split_once(':'));
         pairs.map(|(k, v)| (k.trim(), v.trim())).find(|(k, _)| *k == key).map(|(_, v)| v)
     };
-    let name = value("model name")?;
+    let Some(name) = value("model name") else {
+        return match (value("CPU implementer"), value("CPU part")) {
+            (Some(implementer), Some(part)) => {
+                format!("{arch} (implementer {implementer} part {part})")
+            }
+            _ => arch.to_owned(),
+        };
+    };
     // A clock rate is no number of a model.
     let model = name.split('@').next().unwrap_or_default();
     if model.contains(|c: char| c.is_ascii_digit()) {
-        return Some(name.to_owned());
+        return name.to_owned();
     }
     match (value("cpu family"), value("model")) {
-        (Some(family), Some(model)) => Some(format!("{name} (family {family} model {model})")),
-        _ => Some(name.to_owned()),
+        (Some(family), Some(model)) => format!("{name} (family {family} model {model})"),
+        _ => name.to_owned(),
     }
 }
 
@@ -112,9 +119,13 @@ mod tests {
                 "Intel(R) Xeon(R) Processor @ 2.20GHz (family 25 model 1)",
             ),
         ] {
-            assert_eq!(cpu_name(&info(name)).as_deref(), Some(expected));
+            assert_eq!(cpu_name(&info(name), "x86_64"), expected);
         }
-        assert_eq!(cpu_name("model name : x").as_deref(), Some("x"));
-        assert_eq!(cpu_name("Hardware : x"), None);
+        assert_eq!(cpu_name("model name : x", "x86_64"), "x");
+        assert_eq!(cpu_name("Hardware : x", "aarch64"), "aarch64");
+        assert_eq!(
+            cpu_name("CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", "aarch64"),
+            "aarch64 (implementer 0x41 part 0xd0c)"
+        );
     }
 }

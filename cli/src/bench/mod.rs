@@ -22,10 +22,8 @@ mod tile;
 mod times;
 mod training;
 
-pub use gpu::Resident;
-pub use inputs::Tensors;
-pub use shape::Pass;
-pub use times::quantile;
+pub use runner::Runner;
+pub use shape::BenchShape;
 
 use std::path::PathBuf;
 
@@ -117,6 +115,16 @@ fn check_files(args: &BenchArgs, json: bool) -> Result<Console, BadInput> {
     let mut others = [&args.csv, &args.html].into_iter().flatten();
     // What is said must not land in what is written.
     Ok(if others.any(|p| is_standard_output(p)) { console.beside_output() } else { console })
+}
+
+/// Median time of an engine on a shape, in seconds, and the rate on pairs that attend.
+pub fn median_and_gflops(
+    runner: &Runner,
+    shape: &BenchShape,
+    seconds: f64,
+) -> Result<(f64, f64), BadInput> {
+    let median = measure::measure(runner, shape, &mut [], seconds)?.ours.quantile(0.5);
+    Ok((median, shape.flops(&shape.problem()?) / median / 1e9))
 }
 
 /// Whether every shape could be measured, and one of them beside each peer.

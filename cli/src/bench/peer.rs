@@ -1,8 +1,10 @@
 //! Peers in Python, each a process that is asked for one run at a time.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -46,6 +48,8 @@ pub struct PeerProcess {
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
+    /// What it says on standard error.
+    words: Receiver<String>,
     peak: Option<u64>,
 }
 
@@ -59,29 +63,30 @@ impl PeerProcess {
     pub fn start(peer: Peer, python: &Path, threads: usize) -> Result<Self, BadInput> {
         let fail = |why: String| BadInput::Usage(format!("--peer {}: {why}", peer.name()));
         if !Path::new(SCRIPT).exists() {
-            return Err(fail(format!("{SCRIPT} is missing: run from a checkout")));
+            let why = "is gone, with the checkout that this program was built in";
+            return Err(fail(format!("{SCRIPT} {why}")));
         }
         let mut child = Command::new(python)
             .args([SCRIPT, peer.name(), &threads.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| fail(format!("{} could not be started: {e}", python.display())))?;
-        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(to), Some(from), Some(errors)) = pipes else {
             return Err(fail("its pipes could not be opened".to_owned()));
         };
         let from = BufReader::new(from);
+        let words = words_of(errors);
         let mut process =
-            Self { peer, version: String::new(), threads, child, to, from, peak: None };
+            Self { peer, version: String::new(), threads, child, to, from, words, peak: None };
         // The first line says whether its packages are there.
         let version = process.answer().and_then(|answer| {
             let version = answer["torch"].as_str().map(str::to_owned);
             version.ok_or_else(|| format!("it answered {answer}"))
         });
-        process.version = version.map_err(|why| {
-            fail(format!("{why} (pip install -r benches/peers/requirements.txt, --python PATH)"))
-        })?;
+        process.version = version.map_err(fail)?;
         Ok(process)
     }
 
@@ -97,11 +102,22 @@ impl PeerProcess {
     pub fn run(&mut self) -> Result<f64, String> {
         let answer = self.ask(&json!({ "run": 1 }))?;
         self.peak = answer["peak_rss_bytes"].as_u64();
-        answer["seconds"].as_f64().ok_or_else(|| format!("it answered {answer}"))
+        let seconds = answer["seconds"].as_f64().filter(|seconds| *seconds > 0.0);
+        seconds.ok_or_else(|| format!("it answered {answer}"))
     }
 
     pub fn peak_rss_bytes(&self) -> Option<u64> {
         self.peak
+    }
+
+    /// That it is there no more, and its last words.
+    fn ended(&mut self) -> String {
+        // Not until the pipe is closed: processes of its own may hold it open.
+        let next = || self.words.recv_timeout(Duration::from_millis(500)).ok();
+        match std::iter::from_fn(next).last() {
+            Some(words) => format!("it ended without an answer: {words}"),
+            None => "it ended without an answer".to_owned(),
+        }
     }
 
     fn ask(&mut self, what: &Value) -> Result<Value, String> {
@@ -113,7 +129,7 @@ impl PeerProcess {
     fn answer(&mut self) -> Result<Value, String> {
         let mut line = String::new();
         match self.from.read_line(&mut line) {
-            Ok(0) => return Err("it ended without an answer".to_owned()),
+            Ok(0) => return Err(self.ended()),
             Ok(_) => {}
             Err(e) => return Err(e.to_string()),
         }
@@ -123,6 +139,20 @@ impl PeerProcess {
             None => Ok(answer),
         }
     }
+}
+
+/// The lines that say something, read as they come: a full pipe would stop who writes it.
+fn words_of(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (to, words) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim().to_owned();
+            if !line.is_empty() && to.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    words
 }
 
 impl Drop for PeerProcess {

@@ -57,6 +57,10 @@ pub fn measure_all(
                 Ok((rows, peers_failed)) => bar.suspend(|| {
                     peers_failed.iter().for_each(|why| complain(why));
                     for row in rows {
+                        // A small call has one row, however many threads are left alone.
+                        if results.rows.iter().any(|earlier| earlier.key() == row.key()) {
+                            continue;
+                        }
                         console.result(&row.json(), table.line(&row));
                         results.rows.push(row);
                     }
@@ -84,16 +88,15 @@ pub fn write_files(
 ) -> Result<(), BadInput> {
     let text = |lines: Vec<String>| lines.join("\n") + "\n";
     // Where they were printed as they came, they are there.
-    if let Some(path) = args.json.as_deref().filter(|p| !is_standard_output(p)) {
-        write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())?;
-    }
-    if let Some(path) = &args.csv {
-        write_whole(path, text(row::csv(rows)).as_bytes())?;
-    }
-    if let Some(path) = &args.html {
-        write_whole(path, html::page(rows, floors, machine)?.as_bytes())?;
-    }
-    Ok(())
+    let json = args.json.as_deref().filter(|p| !is_standard_output(p)).map(|path| {
+        write_whole(path, text(rows.iter().map(|r| r.json().to_string()).collect()).as_bytes())
+    });
+    let csv = args.csv.as_ref().map(|path| write_whole(path, text(row::csv(rows)).as_bytes()));
+    let html = args.html.as_ref().map(|path| {
+        html::page(rows, floors, machine).and_then(|page| write_whole(path, page.as_bytes()))
+    });
+    // One that cannot be written takes none of the others along.
+    [json, csv, html].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

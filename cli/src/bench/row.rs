@@ -5,7 +5,7 @@ use std::path::Path;
 use local_attention::Problem;
 use serde::{Deserialize, Serialize};
 
-use super::floor::Floor;
+use super::floor::{Floor, count_threads};
 use super::machine::Machine;
 use super::measure::Measured;
 use super::runner::Runner;
@@ -146,7 +146,7 @@ impl Row {
     /// What makes two rows measurements of the same thing.
     pub fn key(&self) -> String {
         let Self { backend, adapter, variant, shape, threads, .. } = self;
-        format!("{backend} {variant} {shape}, {threads} threads, {adapter}")
+        format!("{backend} {variant} {shape}, {}, {adapter}", count_threads(*threads))
     }
 }
 

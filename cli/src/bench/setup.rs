@@ -105,6 +105,11 @@ fn check_cpu_options(args: &BenchArgs, chosen: &Chosen) -> Result<(), BadInput> 
     if threads.iter().enumerate().any(|(i, n)| threads[..i].contains(n)) {
         return refuse(format!("--threads {text}: each number must be there once"));
     }
+    for (i, peer) in args.peer.iter().enumerate() {
+        if args.peer[..i].contains(peer) {
+            return refuse(format!("--peer {}: each must be there once", peer.name()));
+        }
+    }
     if threads.len() > 1 && !args.peer.is_empty() {
         return refuse(format!("--threads {text}: with --peer one number is allowed"));
     }

@@ -1,6 +1,7 @@
 //! The shape of one measurement.
 
 use std::fmt;
+use std::ops::Range;
 
 use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, Problem};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,15 @@ pub enum Pass {
 }
 
 impl Pass {
+    /// As `--pass` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Both => "forward+backward",
+        }
+    }
+
     /// Products of two matrices: 2 forward; 5 backward, of which one computes the scores again.
     fn products(self) -> f64 {
         match self {
@@ -77,6 +87,17 @@ impl BenchType {
             Self::F16 => 2,
         }
     }
+}
+
+/// Whether the mask that is measured with lets a key be attended: seven of eight.
+pub fn lets(key: usize) -> bool {
+    key % 8 != 3
+}
+
+/// How many of some keys it lets.
+fn let_through(keys: Range<usize>) -> usize {
+    let before = |key: usize| key - (key + 4) / 8;
+    if keys.is_empty() { 0 } else { before(keys.end) - before(keys.start) }
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -132,9 +153,13 @@ impl BenchShape {
     }
 
     /// Floating-point operations on pairs that attend: 2 for each product and sum of all matrix
-    /// products, that for the gradient of a bias not counted. A mask does not lower it.
+    /// products, that for the gradient of a bias not counted.
     pub fn flops(&self, problem: &Problem) -> f64 {
-        let pairs = problem.geometry().visible_pairs() as f64;
+        let geometry = problem.geometry();
+        let pairs = match self.mask {
+            false => geometry.visible_pairs() as f64,
+            true => (0..self.n).map(|t| let_through(geometry.visible_range(t)) as f64).sum(),
+        };
         pairs * (self.batch * self.heads) as f64 * 2.0 * self.pass.products() * self.head_dim as f64
     }
 
@@ -180,9 +205,10 @@ impl fmt::Display for BenchShape {
         if (self.look_backward, self.look_forward) != (1, usize::from(!self.causal)) {
             write!(f, " back {} ahead {}", self.look_backward, self.look_forward)?;
         }
+        if self.pass != Pass::Forward {
+            write!(f, " {}", self.pass.name())?;
+        }
         for (on, name) in [
-            (self.pass == Pass::Backward, " backward"),
-            (self.pass == Pass::Both, " forward+backward"),
             (self.exact, " exact"),
             (!self.rotary, " no rotary"),
             (self.mask, " mask"),
@@ -199,7 +225,7 @@ impl fmt::Display for BenchShape {
 
 #[cfg(test)]
 mod tests {
-    use super::{BenchShape, BenchType, Pass};
+    use super::{BenchShape, BenchType, Pass, let_through, lets};
 
     /// 2 heads of 64 positions with 32 features in windows of 16: 4,096 elements a tensor, 1,024 of a
     /// bias for 32 slots, 64 of a mask.
@@ -221,6 +247,16 @@ mod tests {
         ] {
             let shape = BenchShape { pass, ..shape.clone() };
             assert_eq!(shape.least_bytes(), f64::from(bytes), "{shape}");
+        }
+    }
+
+    #[test]
+    fn masked_keys_are_counted() {
+        for start in 0..20 {
+            for end in 0..40 {
+                let expected = (start..end).filter(|&key| lets(key)).count();
+                assert_eq!(let_through(start..end), expected, "{start}..{end}");
+            }
         }
     }
 

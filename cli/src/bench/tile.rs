@@ -5,6 +5,7 @@ use local_attention::gpu::{Gpu, Layouts, Storage, Tile, TuningCache};
 
 use super::inputs::Tensors;
 use crate::backend::Chosen;
+use crate::console::complain;
 use crate::error::BadInput;
 
 /// What `--tile` takes.
@@ -69,6 +70,6 @@ pub fn tune(gpu: &Gpu, problem: &Problem, inputs: &Tensors) -> Result<(), BadInp
         (None, _) => "there is no cache directory".to_owned(),
         _ => return Ok(()),
     };
-    eprintln!("the fastest tile will be measured again: {trouble}");
+    complain(&format!("the fastest tile will be measured again: {trouble}"));
     Ok(())
 }
