@@ -162,7 +162,8 @@ fn measure_keys(thread: u32) {
         measure[0] = 1.0 / max(norm, 1e-12);
         measure[1] = 0.0;
         if norm >= 1e-12 {
-            measure[1] = along / norm / norm;
+            // By no root: with one feature nothing is left but what roundings leave.
+            measure[1] = along / squares;
         }
         s_tile[row] = measure;
     }

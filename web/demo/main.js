@@ -30,6 +30,8 @@ const times = new Times($('chart'), $('times'));
 /** What is shown: an attention, its data, and what its queries see. */
 let shown = null;
 let turn = 0;
+/** Whether the settings are not those of what is shown, because of an error. */
+let refused = false;
 let timer;
 /** Ends what was begun for earlier settings. */
 let outdated = new AbortController();
@@ -61,6 +63,7 @@ async function update() {
     }
     shown?.attention.dispose();
     shown = { attention, chosen, visible, data: new Data(text, chosen) };
+    refused = false;
     alarm('trouble', null);
     engine(attention);
     headChoices(chosen.heads);
@@ -75,6 +78,7 @@ async function update() {
     if (attention && shown?.attention !== attention) attention.dispose();
     if (mine !== turn) return;
     if (!shown) $('engine').textContent = 'Not started: see the error below';
+    refused = true;
     alarm('trouble', error);
   }
 }
@@ -106,7 +110,7 @@ async function show() {
     try {
       const result = await attention.weights({ ...data.head(+$('head').value), queries: [t, t + 1] });
       if (attention === shown.attention) weights.show({ query: t, letters: data.letters, ...result });
-      alarm('trouble', null);
+      if (!refused) alarm('trouble', null);
     } catch (error) {
       if (attention !== shown.attention) continue;
       weights.clear();

@@ -2,6 +2,7 @@
 
 import { LocalAttention } from '../js/index.js';
 import { Data } from './data.js';
+import { median, repeatsOf } from './numbers.js';
 import { optionsOf } from './settings.js';
 
 const LEAST = 5;
@@ -19,24 +20,23 @@ export const time = async (backend, text, settings, signal) => {
       return tensor;
     };
     const call = { q: await upload(data.q), k: await upload(data.k), v: await upload(data.v) };
-    const run = async () => {
+    const run = async (repeats) => {
       const start = performance.now();
-      const out = await attention.forward(call);
-      await out.read();
-      out.dispose();
-      return performance.now() - start;
+      for (let i = 0; i < repeats; i++) {
+        signal.throwIfAborted();
+        const out = await attention.forward(call);
+        await out.read();
+        out.dispose();
+      }
+      return (performance.now() - start) / repeats;
     };
-    // The first compiles.
-    await run();
-    signal.throwIfAborted();
+    // The first compiles, the second says how long others take.
+    await run(1);
+    const repeats = repeatsOf(await run(1));
     const times = [];
     const end = performance.now() + ENOUGH_MS;
-    while (times.length < LEAST || performance.now() < end) {
-      signal.throwIfAborted();
-      times.push(await run());
-    }
-    times.sort((a, b) => a - b);
-    return times[times.length >> 1];
+    while (times.length < LEAST || performance.now() < end) times.push(await run(repeats));
+    return median(times);
   } finally {
     tensors.forEach((tensor) => tensor.dispose());
     attention.dispose();

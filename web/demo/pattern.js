@@ -117,15 +117,15 @@ export class Pattern {
     if (!size || size === this.#canvas.width) return;
     this.#canvas.width = this.#canvas.height = size;
     // What was in sight stays in sight: all of it by the very scale that shows all, or pixels at edges may differ.
-    const whole = this.#view.scale <= (this.#width / this.#keys) * 1.001;
-    if (whole) this.#view.scale = this.#least();
+    if (!this.#zoomed()) this.#view.scale = this.#least();
     else if (this.#width) this.#view.scale = Math.min((this.#view.scale * width) / this.#width, MOST_ZOOM);
     this.#width = width;
     this.#clamp();
   }
 
+  /** Whether there is more than is in sight. */
   #zoomed() {
-    return this.#view.scale > this.#least() * 1.001;
+    return this.#view.scale > ((this.#width || 1) / this.#keys) * 1.001;
   }
 
   #at(event) {
@@ -139,6 +139,8 @@ export class Pattern {
   }
 
   #down(event) {
+    // Of a mouse the first button.
+    if (event.button) return;
     this.#canvas.focus({ preventScroll: true });
     this.#canvas.setPointerCapture(event.pointerId);
     this.#pointers.set(event.pointerId, { at: this.#at(event), moved: 0 });
@@ -194,6 +196,8 @@ export class Pattern {
       ArrowDown: () => this.#step(step),
       ArrowLeft: () => this.#step(-step),
       ArrowRight: () => this.#step(step),
+      PageUp: () => this.#step(-this.#ranges.window),
+      PageDown: () => this.#step(this.#ranges.window),
       Home: () => this.#step(-this.#n),
       End: () => this.#step(this.#n),
       '+': () => this.zoom(1.5),

@@ -21,7 +21,7 @@ export class Settings {
     form.addEventListener('submit', (event) => event.preventDefault());
     form.addEventListener('input', () => {
       this.#label();
-      if (!form.reportValidity()) return;
+      if (!form.checkValidity()) return;
       history.replaceState(null, '', '#' + new URLSearchParams(this.read()));
       changed();
     });
@@ -49,11 +49,14 @@ export class Settings {
 
   #write(settings) {
     const fields = this.#form.elements;
-    for (const [name, value] of Object.entries(settings)) {
+    const all = Object.entries(settings);
+    for (const [name, value] of all) if (typeof value === 'boolean') fields[name].checked = value;
+    // What is switched off is not checked.
+    fields.forward.disabled = fields.causal.checked;
+    for (const [name, value] of all) {
       if (name === 'n') fields.n.value = stepOf(value, lengthOf, +fields.n.max);
       else if (name === 'window') fields.window.value = stepOf(value, windowOf, +fields.window.max);
-      else if (typeof value === 'boolean') fields[name].checked = value;
-      else {
+      else if (typeof value !== 'boolean') {
         fields[name].value = value;
         // What an address says, a control may not allow.
         if (!fields[name].value || !fields[name].checkValidity()) fields[name].value = FIRST[name];

@@ -1,5 +1,6 @@
 // Time against length: a chart and a table that fill in while they are measured.
 
+import { milliseconds } from './numbers.js';
 import { onWidth, svg } from './svg.js';
 
 const HEIGHT = 250;
@@ -14,8 +15,6 @@ const decade = (power) => {
   if (power >= 3) return `${(10 ** (power - 3)).toLocaleString()} s`;
   return `${power < 0 ? (10 ** power).toFixed(-power) : 10 ** power} ms`;
 };
-
-const milliseconds = (ms) => (ms >= 100 ? Math.round(ms).toLocaleString() : ms.toPrecision(3));
 
 export class Times {
   #chart;

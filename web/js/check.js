@@ -156,14 +156,15 @@ export const call = (given, names, handle) => {
   };
   const numbers = ['f32', 'f16'];
   const noShape = (name, what) => () => {
-    throw missing(name === 'q' ? 'shape' : `shape.${name}`, what);
+    throw missing(name === 'q' && !given.shape ? 'shape' : `shape.${name}`, what);
   };
   const q = tensor('q', numbers, noShape('q', 'the sizes of q, [.., n, d]'), true);
   const k = tensor('k', numbers, () => sizes.q, true);
   const v = tensor('v', numbers, () => sizes.k, true);
   // A mask covers the keys, and as many rows as there are numbers for.
   const maskShape = (mask) => {
-    const keys = sizes.k.at(-2);
+    // Without a length of its own the library refuses k.
+    const keys = sizes.k.at(-2) ?? mask.length;
     if (!keys || mask.length % keys) {
       throw wrongValue('the length of mask', mask.length, `a multiple of ${keys}, the keys, or shape.mask must be given`);
     }
@@ -186,11 +187,11 @@ export const call = (given, names, handle) => {
 
 /** A seed and an offset, or nothing. */
 export const dropout = ({ seed, offset = 0 }) => {
+  if (!Number.isInteger(offset)) throw wrongType('offset', offset, 'an integer');
+  if (offset < 0 || offset >= 2 ** 32) throw wrongValue('offset', offset, 'at least 0 and below 2^32');
   if (seed === undefined || seed === null) return undefined;
   if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed)) throw wrongType('seed', seed, 'an integer or a BigInt');
   if (BigInt(seed) < 0n || BigInt(seed) >= 1n << 64n) throw wrongValue('seed', seed, 'at least 0 and below 2^64');
-  if (!Number.isInteger(offset)) throw wrongType('offset', offset, 'an integer');
-  if (offset < 0 || offset >= 2 ** 32) throw wrongValue('offset', offset, 'at least 0 and below 2^32');
   return { seed: BigInt(seed), offset };
 };
 

@@ -14,13 +14,16 @@ export const crashed = (message) => new LocalAttentionError('BackendError.Crashe
 export const unavailable = (backend, why) =>
   new LocalAttentionError('BackendError.Unavailable', `${backend} is not available: ${why}`);
 
+/** Whether the module stopped where it was: a trap, or a stack without an end. */
+export const isCrash = (error) =>
+  error instanceof WebAssembly.RuntimeError || /call stack|too much recursion/i.test(error?.message ?? '');
+
 /** An error from the library's module, a worker or the browser as one of these. */
 export const asError = (error) => {
   if (error instanceof LocalAttentionError) return error;
   if (typeof error?.code === 'string') return new LocalAttentionError(error.code, error.message);
   const message = error?.message ?? error;
-  // A trap.
-  if (error instanceof WebAssembly.RuntimeError) return crashed(message);
+  if (isCrash(error)) return crashed(message);
   // What browsers throw where an array finds no room: nothing has stopped.
   if (error instanceof RangeError) {
     return new LocalAttentionError('BackendError.OutOfMemory', `there is no memory for it: ${message}`);

@@ -98,7 +98,7 @@ export interface Tensor<A extends Data | Uint8Array = Float32Array> extends Usin
   readonly dtype: Dtype | 'u8';
   readonly backend: Backend;
   readonly disposed: boolean;
-  /** Waits for what computes it and copies it out, row-major: `Float32Array`, `Float16Array` or `Uint8Array`. */
+  /** Waits for the calls made before and copies it out, row-major: `Float32Array`, `Float16Array` or `Uint8Array`. */
   read(): Promise<A>;
   /** Frees its memory; calls already made still use it. Once more does nothing. */
   dispose(): void;

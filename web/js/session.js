@@ -1,7 +1,7 @@
 // The library's module and what is held in it, by number: used on the page for WebGPU, in the worker for the CPU engine.
 
 import init, { __wbg_reset_state, Attention, Config, Dtype, Engine, on_crash, Request } from '../dist/local_attention_web.js';
-import { crashed, LocalAttentionError } from './errors.js';
+import { crashed, isCrash, LocalAttentionError } from './errors.js';
 
 /** The module's memory: how it stopped, after which what it held is not to be touched any more, and how calls fail. */
 class Memory {
@@ -54,6 +54,8 @@ export class Session {
   #held = new Map();
   #next = 1;
   #memory;
+  /** Settled once what computes or reads has come to its end. */
+  #last = Promise.resolve();
 
   static async start(backend) {
     const session = new Session();
@@ -69,7 +71,7 @@ export class Session {
     try {
       return await run();
     } catch (error) {
-      if (!(error instanceof WebAssembly.RuntimeError)) throw error;
+      if (!isCrash(error)) throw error;
       // Not every trap is a panic, which would have said more.
       this.#memory.stop(error.message);
       throw this.#memory.failure;
@@ -113,9 +115,27 @@ export class Session {
     return this.#memory.answered(() => engine.upload(bytes, Dtype[dtype.toUpperCase()], new Uint32Array(shape)));
   }
 
-  /** A tensor's bytes. */
+  /** A tensor's bytes, once the calls before this one are done. */
   read(id) {
-    return this.#inside(() => this.#bytes(this.#held.get(id)));
+    return this.#inside(async () => {
+      const tensor = this.#held.get(id).clone_handle();
+      const turn = this.#turn();
+      try {
+        await turn.before;
+        return await this.#bytes(tensor);
+      } finally {
+        turn.done();
+        if (!this.#memory.failure) tensor.free();
+      }
+    });
+  }
+
+  /** Calls that read or write tensors come one after the other, in the order they were made. */
+  #turn() {
+    const before = this.#last;
+    let done;
+    this.#last = new Promise((resolve) => (done = resolve));
+    return { before, done };
   }
 
   #bytes(tensor) {
@@ -131,7 +151,7 @@ export class Session {
   forward({ id, call }) {
     return this.#with(id, call, this.#engine, async (attention, request) => {
       const results = await this.#memory.answered(() => attention.forward(request));
-      return this.#results(results, call.keep, [call.out, call.lse]);
+      return this.#results(results, call.keep, [call.out]);
     });
   }
 
@@ -142,7 +162,7 @@ export class Session {
     });
   }
 
-  /** Weights, of which the GPU computes none: arrays do not go there and back. */
+  /** Weights, on either backend by the CPU engine: arrays do not go to the GPU and back. */
   weights({ id, call, queries: [first, end] }) {
     return this.#with(id, call, this.#host, async (attention, request) => {
       await this.#deviceThere();
@@ -178,6 +198,7 @@ export class Session {
     const attention = this.#held.get(id).clone_handle();
     for (const [name, { id }] of named) if (id !== undefined) tensors[name] = this.#held.get(id).clone_handle();
     const request = { made: undefined };
+    const turn = this.#turn();
     try {
       // At the same time, and all to their end: those that are there are freed below.
       const arrays = named.filter(([name]) => !tensors[name]);
@@ -185,6 +206,7 @@ export class Session {
       uploads.forEach(({ value }, i) => value && (tensors[arrays[i][0]] = value));
       const failed = uploads.find(({ status }) => status === 'rejected');
       if (failed) throw failed.reason;
+      await turn.before;
       this.#memory.alive();
       request.made = new Request(tensors.q, tensors.k, tensors.v);
       for (const name of ['mask', 'attnBias', 'out', 'lse', 'dout']) {
@@ -196,6 +218,7 @@ export class Session {
       if (call.dropout) request.made.dropout(call.dropout.seed, call.dropout.offset);
       return await run(attention, request.made);
     } finally {
+      turn.done();
       if (!this.#memory.failure) {
         request.made?.free();
         attention.free();

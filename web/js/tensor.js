@@ -26,7 +26,7 @@ export class Tensor {
       const message = `${name} is a tensor of another device (${tensor.backend}): read it and upload it again`;
       throw new LocalAttentionError('ArgumentError.Backend', message);
     }
-    return { id: tensor.#id, shape: tensor.shape, dtype: tensor.dtype };
+    return { id: tensor.#id, shape: tensor.shape };
   }
 
   async read() {

@@ -9,6 +9,7 @@ use local_attention::{AttentionShape, LocalAttention, Problem, RunError};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
+use crate::arrays::bytes_of;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::Failure;
@@ -92,13 +93,12 @@ impl Inner {
         request.v =
             Tensor::of_numbers(request.v.0.dtype, v.clone(), zeros("v", v.iter().product())?);
         let all = cpu::weights(&ready.problem, &request, queries)?;
-        let key = |k: &Option<usize>| k.map_or(-1, |k| k as i32);
-        let keys: Vec<i32> = all.keys.iter().map(key).collect();
-        let shape = all.shape.map(|n| n as u32);
+        let mut keys = zeros("keys of slots", all.keys.len())?;
+        keys.iter_mut().zip(&all.keys).for_each(|(to, key)| *to = key.map_or(-1, |k| k as i32));
         Ok(Array::of3(
-            &Float32Array::from(&all.weights[..]),
-            &Uint32Array::from(&shape[..]),
-            &Int32Array::from(&keys[..]),
+            &Float32Array::new(&bytes_of(&all.weights)?.buffer()),
+            &Uint32Array::new(&bytes_of(&all.shape.map(|n| n as u32))?.buffer()),
+            &Int32Array::new(&bytes_of(&keys)?.buffer()),
         ))
     }
 }
@@ -179,8 +179,8 @@ impl Inner {
         }
         let number = |x: usize| JsValue::from(x as f64);
         Ok(Array::of5(
-            &Uint32Array::from(&starts[..]),
-            &Uint32Array::from(&ends[..]),
+            &Uint32Array::new(&bytes_of(&starts)?.buffer()),
+            &Uint32Array::new(&bytes_of(&ends)?.buffer()),
             &number(geometry.window()),
             &number(geometry.slots()),
             &number(geometry.padded_len()),

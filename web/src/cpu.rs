@@ -39,16 +39,16 @@ fn with_inputs<R>(
     run(&inputs)
 }
 
-/// A result: in a tensor of the caller's, or in a new one.
-fn result(
+/// The output: in a tensor of the caller's, or in a new one.
+fn output(
     given: Option<&Tensor>,
-    (name, dtype): (&'static str, Dtype),
+    dtype: Dtype,
     shape: Vec<usize>,
     mut data: Vec<f32>,
 ) -> Result<Tensor, Failure> {
     let Some(tensor) = given else { return Ok(Tensor::of_numbers(dtype, shape, data)) };
     let Place::Numbers(place) = &tensor.0.place else {
-        return Err(Failure::backend(name, "is no tensor of numbers of this backend"));
+        return Err(Failure::backend("out", "is no tensor of numbers of this backend"));
     };
     round(dtype, &mut data);
     place.replace(data);
@@ -75,12 +75,9 @@ pub(crate) fn forward(
         // Not `forward_into`: it is generic, and would be compiled with this crate, for size.
         Ok(engine()?.forward(problem, inputs, &request.call)?)
     })?;
-    let out = ("out", request.q.0.dtype);
-    let out = result(request.out.as_ref(), out, problem.out_shape(), all.out)?;
-    let lse = all
-        .lse
-        .map(|lse| result(request.lse.as_ref(), ("lse", Dtype::F32), problem.lse_shape(), lse));
-    Ok((out, lse.transpose()?))
+    let out = output(request.out.as_ref(), request.q.0.dtype, problem.out_shape(), all.out)?;
+    let lse = all.lse.map(|lse| Tensor::of_numbers(Dtype::F32, problem.lse_shape(), lse));
+    Ok((out, lse))
 }
 
 /// A backward pass: `dq`, `dk`, `dv` and, where it is wanted, `dattn_bias`.

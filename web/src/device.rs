@@ -3,17 +3,20 @@
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
-use js_sys::{Array, Function, Promise, Reflect, Uint8Array};
-use local_attention::RunError;
+use js_sys::{Promise, Uint8Array};
 use local_attention::gpu::{DeviceError, Gpu, RequestOptions, wgpu};
-use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::JsFuture;
 
+use crate::arrays::new_array;
 use crate::error::Failure;
 use crate::tensor::{Dtype, Place, Tensor, row_elements, zeros};
 
 /// Bytes that are copied to or from the device at a time.
 const PIECE_BYTES: usize = 8 << 20;
+
+/// What is done, for messages.
+const READING: &str = "reading results back";
 
 /// A device of the package's own, and whether it is gone: wgpu's calls do not say so in browsers.
 #[derive(Debug, Clone)]
@@ -143,15 +146,18 @@ impl Device {
         Ok(())
     }
 
-    /// An error that says the device is gone, which from now on it is.
-    fn gone(&self, reason: String) -> Failure {
-        let reason = self.lost.get_or_init(|| reason).clone();
-        DeviceError::Lost { doing: "reading results back", reason }.into()
+    /// Why something could not be read: because the device is gone, which it has said by the time it is asked, or
+    /// else what the browser says, which nothing else suffers from.
+    async fn unread(&self, reason: String) -> Failure {
+        match self.checked(READING, || ()).await {
+            Err(failure) => failure,
+            Ok(()) => DeviceError::Refused { doing: READING, reason }.into(),
+        }
     }
 
     /// The bytes of an array.
     pub(crate) async fn read(&self, tensor: &Tensor) -> Result<Uint8Array, Failure> {
-        self.alive("reading results back")?;
+        self.alive(READING)?;
         let Place::Buffer(buffer) = &tensor.0.place else {
             return Err(Failure::backend("a tensor", "does not lie on the GPU"));
         };
@@ -161,7 +167,7 @@ impl Device {
             let count = rows.piece.min(rows.count - first);
             let size = ((count * rows.stored) as u64).next_multiple_of(4);
             let back = self
-                .checked("reading results back", || {
+                .checked(READING, || {
                     let back = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
                         label: Some("local-attention results"),
                         size,
@@ -179,7 +185,10 @@ impl Device {
                 })
                 .await?;
             self.mapped(&back.0).await?;
-            let data = back.0.get_mapped_range(..).map_err(|e| self.gone(e.to_string()))?;
+            let data = match back.0.get_mapped_range(..) {
+                Ok(data) => data,
+                Err(e) => return Err(self.unread(e.to_string()).await),
+            };
             let to = (first * rows.array) as u32;
             let view = array.subarray(to, to + (count * rows.array) as u32);
             if rows.array == rows.stored {
@@ -209,19 +218,11 @@ impl Device {
                 let _ = told;
             });
         });
-        let mapped = JsFuture::from(promise).await;
-        mapped.map(|_| ()).map_err(|e| self.gone(e.as_string().unwrap_or_default()))
+        match JsFuture::from(promise).await {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.unread(e.as_string().unwrap_or_default()).await),
+        }
     }
-}
-
-/// An array, unless the browser has no room for it: its constructor throws then.
-fn new_array(len: usize) -> Result<Uint8Array, Failure> {
-    let fail = || RunError::OutOfMemory { what: "results", elements: len as u128 };
-    let class = Reflect::get(&js_sys::global(), &"Uint8Array".into());
-    let class = class.ok().and_then(|class| class.dyn_into::<Function>().ok());
-    let class = class.ok_or_else(fail)?;
-    let made = Reflect::construct(&class, &Array::of1(&(len as f64).into()));
-    Ok(made.ok().and_then(|made| made.dyn_into().ok()).ok_or_else(fail)?)
 }
 
 /// A buffer that is read once.

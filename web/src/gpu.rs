@@ -111,10 +111,9 @@ pub(crate) async fn forward(
         Some(out) => out.clone(),
         None => device.allocate(request.q.0.dtype, problem.out_shape()).await?,
     };
-    let lse = match (&request.lse, request.with_lse) {
-        (Some(lse), true) => Some(lse.clone()),
-        (None, true) => Some(device.allocate(Dtype::F32, problem.lse_shape()).await?),
-        (_, false) => None,
+    let lse = match request.with_lse {
+        true => Some(device.allocate(Dtype::F32, problem.lse_shape()).await?),
+        false => None,
     };
     let empty = |t: &Tensor| t.0.shape.contains(&0);
     if empty(&out) && lse.as_ref().is_none_or(empty) {
@@ -140,7 +139,11 @@ pub(crate) async fn forward(
         let mut kept = forward.kept.borrow_mut();
         // Of tensors that are gone nothing is needed any more.
         kept.retain(|k| k.tensors.iter().all(|t| t.strong_count() > 0));
-        kept.iter().find(|k| k.is_of(&tensors)).cloned()
+        let found = kept.iter().position(|k| k.is_of(&tensors));
+        found.map(|i| {
+            kept[..=i].rotate_right(1);
+            kept[0].clone()
+        })
     };
     let kept = match found {
         Some(kept) => kept,

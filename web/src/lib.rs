@@ -3,6 +3,7 @@
 
 #![cfg(target_arch = "wasm32")]
 
+mod arrays;
 mod attention;
 mod config;
 mod cpu;

@@ -10,6 +10,7 @@ use local_attention::gpu::{self, TensorView, wgpu};
 use local_attention::{HostTensor, RunError};
 use wasm_bindgen::prelude::*;
 
+use crate::arrays::bytes_of;
 use crate::error::Failure;
 
 /// The type of a tensor's elements.
@@ -102,7 +103,9 @@ impl Tensor {
             Dtype::U8 => {
                 let mut mask: Vec<u8> = zeros("a mask", elements)?;
                 bytes.copy_to(&mut mask);
-                Place::Mask(mask.into_iter().map(|x| x != 0).collect())
+                let mut lets = zeros("a mask", elements)?;
+                lets.iter_mut().zip(mask).for_each(|(to, x)| *to = x != 0);
+                Place::Mask(lets)
             }
         };
         Ok(Self::new(dtype, shape, place))
@@ -110,23 +113,19 @@ impl Tensor {
 
     /// The bytes of an array, from this module's memory.
     pub(crate) fn bytes(&self) -> Result<Uint8Array, Failure> {
-        let bytes = match (&self.0.place, self.0.dtype) {
-            (Place::Mask(mask), _) => {
-                let mask: Vec<u8> = mask.iter().map(|&x| u8::from(x)).collect();
-                Uint8Array::from(&mask[..])
-            }
+        match (&self.0.place, self.0.dtype) {
+            (Place::Mask(mask), _) => bytes_of(mask),
             (Place::Numbers(data), Dtype::F16) => {
                 let data = data.borrow();
                 let mut halves: Vec<u16> = zeros("a tensor", data.len())?;
                 for (to, &x) in halves.iter_mut().zip(data.iter()) {
                     *to = f16::from_f32(x).to_bits();
                 }
-                Uint8Array::from(bytemuck::cast_slice(&halves))
+                bytes_of(&halves)
             }
-            (Place::Numbers(data), _) => Uint8Array::from(bytemuck::cast_slice(&data.borrow()[..])),
-            (Place::Buffer(_), _) => return Err(Failure::backend("a tensor", "lies on the GPU")),
-        };
-        Ok(bytes)
+            (Place::Numbers(data), _) => bytes_of(&data.borrow()[..]),
+            (Place::Buffer(_), _) => Err(Failure::backend("a tensor", "lies on the GPU")),
+        }
     }
 
     /// The numbers of a tensor in this module's memory.

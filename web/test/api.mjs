@@ -56,6 +56,9 @@ const CODES = {
   'a negative seed': 'ArgumentError.Value',
   'half a seed': 'ArgumentError.Type',
   'an offset beyond 32 bits': 'ArgumentError.Value',
+  'an offset without a seed': 'ArgumentError.Type',
+  'a mask for keys of one dimension': 'ShapeError.Rank',
+  'a shape of k alone': 'ArgumentError.Missing',
   'a tensor that is gone': 'ArgumentError.Disposed',
   'a tensor of another backend': 'ArgumentError.Backend',
   'an array for a result': 'ArgumentError.Type',
@@ -82,7 +85,9 @@ export const api = () => {
       test('tensors stay where they are computed, and hold the same bits', LIMIT, async () => {
         const { value, said } = await inPage(async (backend) => {
           const attention = await la.LocalAttention.create({ windowSize: 16, causal: true, dim: 32, backend });
-          const numbers = (length, seed) => Float32Array.from({ length }, (_, i) => Math.sin(i * 12.9898 + seed));
+          // Parts of longer arrays.
+          const numbers = (length, seed) =>
+            Float32Array.from({ length: length + 3 }, (_, i) => Math.sin(i * 12.9898 + seed)).subarray(3);
           const shape = [2, 40 - 8, 32];
           const [q, k, v, dout] = [1, 2, 3, 4].map((seed) => numbers(2 * 32 * 32, seed));
           const mask = Uint8Array.from({ length: 64 }, (_, i) => Number(i % 5 !== 0));
@@ -91,6 +96,8 @@ export const api = () => {
           const ask = { mask, attnBias, shape: shapes };
           const one = await attention.forward({ q, k, v, ...ask, returnLse: true });
           const oneBack = await attention.backward({ q, k, v, ...ask, ...one, dout });
+
+          const whole = await attention.forward({ q: q.slice(), k: k.slice(), v: v.slice(), ...ask });
 
           // The call has its own copy.
           const reused = q.slice();
@@ -114,7 +121,15 @@ export const api = () => {
             mask: same(mask, await tm.read()),
             kept: same(q, await tq.read()),
             copied: same(one.out, copied),
+            whole: same(one.out, whole),
           };
+          // What is asked for first comes first, whatever has to be compiled for it.
+          const late = await up(new Float32Array(2 * 32 * 32), shape);
+          const other = await la.LocalAttention.create({ windowSize: 32, backend });
+          const pending = other.forward({ q: tq, k: tk, v: tv, out: late });
+          const [early] = [await late.read(), await pending];
+          compared.order = same(early, await late.read()) && early.some((x) => x !== 0);
+          other.dispose();
           for (const name of ['dq', 'dk', 'dv', 'dattnBias']) {
             compared[name] = same(oneBack[name], await twoBack[name].read());
           }
@@ -283,6 +298,9 @@ export const api = () => {
             'a negative seed': { seed: -1 },
             'half a seed': { seed: 0.5 },
             'an offset beyond 32 bits': { seed: 1, offset: 2 ** 32 },
+            'an offset without a seed': { offset: 0.5 },
+            'a mask for keys of one dimension': { mask: new Uint8Array(8), shape: { q: [1, 8, 8], k: [64], v: [64] } },
+            'a shape of k alone': { shape: { k: [1, 8, 8] } },
             'a tensor that is gone': { k: gone },
             'a tensor of another backend': { k: foreign },
             'an array for a result': { out: x },
@@ -291,6 +309,8 @@ export const api = () => {
             'a flag that is a word': { returnLse: 'yes' },
           })) {
             await fails(what, () => attention.forward({ ...good, ...change }));
+            const next = await attention.forward(good);
+            if (!next.every((y, i) => y === before[i])) told.push([`the call after ${what}`, 'it is wrong']);
           }
           await fails('no call', () => attention.forward());
           await fails('no dout', () => attention.backward({ ...good, out: x, lse: x.subarray(0, 8) }));
@@ -314,9 +334,9 @@ export const api = () => {
         }, backend);
         const codes = Object.fromEntries(value.told.map(([what, code]) => [what, code]));
         assert.deepEqual(codes, CODES);
-        for (const [what, , message] of value.told) assert.match(message ?? '', /\w+ .*\w/, what);
         const messages = Object.fromEntries(value.told.map(([what, , message]) => [what, message]));
         assert.equal(messages['a window of 0'], 'window_size is 0: it must be at least 1');
+        assert.equal(messages['a shape of k alone'], 'shape.q is missing: it must be the sizes of q, [.., n, d]');
         assert.equal(messages['a plain array'], 'q is [1, 2, 3]: it must be a Float32Array or a Float16Array or a Tensor');
         assert.equal(messages['a tensor of doubles'], 'data is a Float64Array of 4: it must be a Float32Array or a Float16Array or a Uint8Array');
         assert.equal(messages['the reference\'s own spelling'], 'look_backward is unknown in options: did you mean lookBackward?');

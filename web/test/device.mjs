@@ -300,7 +300,7 @@ export const device = () => {
       const waiting = tell(old.forward(call));
       GPUDevice.prototype.popErrorScope = pop;
       devices[0].destroy();
-      await tell(old.forward(call));
+      await devices[0].lost;
 
       const attention = await la.LocalAttention.create(options);
       const tensor = await attention.upload(x, shape);
@@ -386,6 +386,40 @@ export const device = () => {
     });
     assert.deepEqual(await ask(), full);
     assert.deepEqual(await ask(), ['done', 'done', 1]);
+    assert.deepEqual(said, []);
+    await page.close();
+  });
+
+  test('where the module finds no room for an array, that call is an error, and nothing stops', LIMIT, async () => {
+    const { page, said } = await openHalves();
+    const told = await page.evaluate(async () => {
+      const { x, shape, code } = halves;
+      const attention = await la.LocalAttention.create({ windowSize: 8, causal: true, backend: 'webgpu' });
+      const tensor = await attention.upload(x, shape);
+      const asks = [
+        () => tensor.read(),
+        () => attention.weights({ q: tensor, k: tensor, v: tensor, queries: [0, 32] }),
+        () => attention.visible({ n: 512 }),
+      ];
+      const all = async () => {
+        const told = [];
+        for (const ask of asks) told.push(await ask().then(() => 'done', code));
+        return told;
+      };
+      const { Uint8Array } = globalThis;
+      globalThis.Uint8Array = function (length, ...more) {
+        if (length > 256) throw new RangeError('Array buffer allocation failed');
+        return new Uint8Array(length, ...more);
+      };
+      globalThis.Uint8Array.prototype = Uint8Array.prototype;
+      const without = await all();
+      globalThis.Uint8Array = Uint8Array;
+      const told = [without, await all()];
+      tensor.dispose();
+      attention.dispose();
+      return told;
+    });
+    assert.deepEqual(told, [Array(3).fill('RunError.OutOfMemory'), Array(3).fill('done')]);
     assert.deepEqual(said, []);
     await page.close();
   });

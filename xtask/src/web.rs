@@ -1,7 +1,7 @@
 //! The browser package: compiled to WebAssembly, bound, tested and timed in headless Chromium, served.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use tiny_http::{Header, Request, Response, Server};
 
@@ -106,23 +106,54 @@ pub fn serve(port: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
+/// What lies at an address.
+#[derive(Debug, PartialEq)]
+enum Found {
+    /// The address of a page.
+    Elsewhere(String),
+    /// A file, and its type.
+    File(PathBuf, &'static str),
+    Nothing,
+}
+
 /// One request: a file of the package's folder.
 fn answer(request: Request) -> std::io::Result<()> {
-    let path = request.url().split(['?', '#']).next().unwrap_or_default();
+    let with = |name, value: &str| Header::from_bytes(name, value).ok();
+    match find(request.url()) {
+        Found::Elsewhere(page) => {
+            let to = with("Location", &page);
+            request.respond(to.into_iter().fold(Response::empty(302), Response::with_header))
+        }
+        Found::File(path, kind) => match fs::File::open(path) {
+            Ok(file) => {
+                let kind = with("Content-Type", kind);
+                request.respond(
+                    kind.into_iter().fold(Response::from_file(file), Response::with_header),
+                )
+            }
+            Err(_) => request.respond(Response::empty(404)),
+        },
+        Found::Nothing => request.respond(Response::empty(404)),
+    }
+}
+
+fn find(url: &str) -> Found {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
     let mut path = path.trim_start_matches('/').to_owned();
-    let below = !path.contains('\\') && path.split('/').all(|part| part != "..");
+    // Nothing above the folder, nor on another drive.
+    if !Path::new(&path).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Found::Nothing;
+    }
     // What a page names lies beside it, so folders end with a slash.
-    let page = if path.is_empty() { "/demo/".to_owned() } else { format!("/{path}/") };
-    if below && (path.is_empty() || !path.ends_with('/') && web(&path).is_dir()) {
-        let to = Header::from_bytes("Location", page);
-        let found = to.into_iter().fold(Response::empty(302), Response::with_header);
-        return request.respond(found);
+    if path.is_empty() {
+        return Found::Elsewhere("/demo/".to_owned());
+    }
+    if !path.ends_with('/') && web(&path).is_dir() {
+        return Found::Elsewhere(format!("/{path}/"));
     }
     if path.ends_with('/') {
         path.push_str("index.html");
     }
-    let file = below.then(|| web(&path)).filter(|path| path.is_file());
-    let file = file.and_then(|path| fs::File::open(path).ok());
     let kind = match Path::new(&path).extension().and_then(|e| e.to_str()) {
         Some("html") => "text/html; charset=utf-8",
         Some("js" | "mjs") => "text/javascript",
@@ -133,10 +164,8 @@ fn answer(request: Request) -> std::io::Result<()> {
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     };
-    match (file, Header::from_bytes("Content-Type", kind)) {
-        (Some(file), Ok(kind)) => request.respond(Response::from_file(file).with_header(kind)),
-        _ => request.respond(Response::empty(404)),
-    }
+    let file = web(&path);
+    if file.is_file() { Found::File(file, kind) } else { Found::Nothing }
 }
 
 fn text(path: PathBuf) -> Result<String, String> {
@@ -145,4 +174,30 @@ fn text(path: PathBuf) -> Result<String, String> {
 
 fn web(path: &str) -> PathBuf {
     root().join("web").join(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_where() {
+        let elsewhere = |page: &str| Found::Elsewhere(page.to_owned());
+        let file = |path, kind| Found::File(web(path), kind);
+        for (url, expected) in [
+            ("/", elsewhere("/demo/")),
+            ("/?x=1", elsewhere("/demo/")),
+            ("/demo", elsewhere("/demo/")),
+            ("/demo/?x#y", file("demo/index.html", "text/html; charset=utf-8")),
+            ("/js/index.js", file("js/index.js", "text/javascript")),
+            ("/package.json", file("package.json", "application/json")),
+            ("/js/", Found::Nothing),
+            ("/none.js", Found::Nothing),
+            ("/../Cargo.toml", Found::Nothing),
+            ("/js/../../Cargo.toml", Found::Nothing),
+            ("//etc/passwd", Found::Nothing),
+        ] {
+            assert_eq!(find(url), expected, "{url}");
+        }
+    }
 }

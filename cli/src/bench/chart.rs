@@ -96,6 +96,11 @@ fn ticks(mut numbers: Vec<f64>, range: &Range<f64>) -> Vec<f64> {
     kept
 }
 
+/// A number of an axis, without what powers of ten leave of roundings.
+fn number(x: &f64) -> String {
+    ((x * 1e6).round() / 1e6).to_string()
+}
+
 /// A chart with two logarithmic axes, numbers on the first at `marks`, and a legend of what `draw` gives a label.
 fn logarithmic(
     [x_desc, y_desc]: [&str; 2],
@@ -121,7 +126,8 @@ fn logarithmic(
             .x_desc(x_desc)
             .y_desc(y_desc)
             .label_style(FONT)
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
             .light_line_style(RGBColor(240, 242, 245))
             .draw()?;
         draw(&mut chart)?;

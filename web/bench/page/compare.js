@@ -1,12 +1,10 @@
 // Ours and theirs, one after the other, again and again.
 
+import { repeatsOf } from '../../demo/numbers.js';
 import { error, inputs } from './oracle.js';
 import { ours } from './ours.js';
 import { sizes, WARM_UP } from './plan.js';
 import { theirs } from './theirs.js';
-
-/** What is shorter is repeated: the clock of a page goes in steps of a tenth of a millisecond. */
-const LEAST_MS = 5;
 
 /**
  * Milliseconds of each run, by engine, and how far results are from the oracle's. A signal ends it before its next run;
@@ -38,7 +36,7 @@ export const compare = async ({ backend, n, mode }, pairs, { signal, progress } 
         took[j] = (performance.now() - start) / repeats;
       }
       if (i >= 0) took.forEach((ms, j) => times[j].push(ms));
-      if (i === -1) repeats = Math.ceil(LEAST_MS / Math.max(0.1, Math.min(...took)));
+      if (i === -1) repeats = repeatsOf(Math.min(...took));
       await progress?.(known);
     }
     const results = [last[0] ?? (await a.read()), last[1] ? b.whole(last[1]) : await b.read()];

@@ -1,12 +1,10 @@
 // Runs in numbers, and as a row of the table.
 
+import { median, milliseconds, quantile } from '../../demo/numbers.js';
 import { BACKENDS, where } from './plan.js';
 
 /** A result that is further from the oracle's is wrong. */
 export const MOST = 1e-5;
-
-const quantile = (numbers, part) => [...numbers].sort((a, b) => a - b)[Math.floor((numbers.length - 1) * part)];
-const median = (numbers) => quantile(numbers, 0.5);
 
 /** How many times as long as ours theirs takes, by pairs: the median and the lower quartile. */
 export const ratios = ({ ours, theirs }) => {
@@ -27,8 +25,6 @@ export const HEADS = [
   'error of ours',
   'error of theirs',
 ];
-
-const milliseconds = (ms) => (ms >= 100 ? ms.toFixed(0) : ms.toPrecision(3));
 
 /** The text of each column; of a comparison that is not at its end, that of those that are known. */
 export const cells = (run) => {
