@@ -12,11 +12,17 @@ use super::shader::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage,
 #[cfg(not(target_arch = "wasm32"))]
 use super::tuning::Variant;
 use super::uniforms;
+use crate::shape::saturating_product;
 use crate::{Call, Problem};
 
 /// Slots of a window from which on large tiles pay: keys that only some of a tile's queries see cost
 /// small windows more than larger tiles save (`Large` on llvmpipe: 0.9 times as fast with 64 slots, 1.13 with 128).
 const LARGE_TILE_SLOTS: usize = 96;
+
+/// Products of a row and head from which on software adapters take tiles of many registers: they compute twice as fast,
+/// and take 3 to 8 seconds more to compile (llvmpipe; a call of so many saves some hundredths of a second). Of whole
+/// rows, so that bits do not depend on how queries or rows are cut into calls.
+const SOFTWARE_TILE_PRODUCTS: u128 = 1 << 24;
 
 /// Queries of a workgroup of `rows.wgsl`.
 const ROWS_BLOCK: u32 = 64;
@@ -280,12 +286,14 @@ impl Gpu {
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
         self.check_key(&key)?;
+        let (len, slots) = (problem.geometry.seq_len(), problem.geometry.slots());
+        let features = shape.head_dim.saturating_add(shape.value_dim);
+        let products = saturating_product(&[len, slots, features]);
         // Registers are memory there.
-        let (little, much) = match self.caps().is_software() {
-            true => (Tile::Short, Tile::Tall),
-            false => (Tile::Small, Tile::Large),
-        };
-        let pays = if problem.geometry.slots() < LARGE_TILE_SLOTS { little } else { much };
+        let many = self.caps().is_software() && products >= SOFTWARE_TILE_PRODUCTS;
+        let (little, much) =
+            if many { (Tile::Short, Tile::Tall) } else { (Tile::Small, Tile::Large) };
+        let pays = if slots < LARGE_TILE_SLOTS { little } else { much };
         // Nothing is tuned in a browser, where every word counts.
         #[cfg(target_arch = "wasm32")]
         let tuned = || None;

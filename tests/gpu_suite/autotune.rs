@@ -83,6 +83,23 @@ pub fn autotune(suite: &Gpu) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Software adapters take tiles that are slow to compile for what is worth it alone.
+pub fn by_rules(suite: &Gpu) -> Result<(), Failed> {
+    let software = suite.caps().is_software();
+    let long = if software { [Tile::Tall, Tile::Short] } else { [Tile::Large, Tile::Small] };
+    for (n, tiles) in [(256, [Tile::Large, Tile::Small]), (8192, long)] {
+        for (window, tile) in [64, 16].into_iter().zip(tiles) {
+            let attention = LocalAttention::new(LocalAttentionConfig::new(window).causal(true));
+            let attention = attention.map_err(fail)?;
+            let problem = attention.problem(&AttentionShape::new([2], n, 64)).map_err(fail)?;
+            let layouts = Layouts::contiguous(Storage::F32, &problem);
+            let got = another(suite)?.key(&problem, &layouts).map_err(fail)?.tile;
+            assert_eq!(got, tile, "{n} positions, windows of {window}");
+        }
+    }
+    right(suite, &problem(2, N))
+}
+
 /// The same device with nothing known.
 fn another(gpu: &Gpu) -> Result<Gpu, Failed> {
     let (device, queue) = (gpu.device().clone(), gpu.queue().clone());

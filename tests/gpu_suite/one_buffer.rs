@@ -10,7 +10,8 @@ use local_attention::{
 };
 
 use super::buffers::{read_bytes, upload_bytes};
-use super::fail;
+use super::share::Share;
+use super::{fail, is_whole};
 use crate::common::Noise;
 
 const H: usize = 3;
@@ -18,8 +19,10 @@ const N: usize = 40;
 const NAMES: [&str; 6] = ["q", "k", "v", "mask", "attn_bias", "lse"];
 
 /// Each tensor apart in turn, none apart, all but `lse` apart; with mask and bias and without, with
-/// either type, features in fours and not, and cut into parts.
+/// either type, features in fours and not, and cut into parts; in a share of the suite each type with the features of one
+/// kind.
 pub fn all(gpu: &Gpu) -> Result<(), Failed> {
+    let whole = is_whole(Share::from_env()?);
     let mut few = GpuOptions::default();
     few.max_workgroups = Some(1);
     for gpu in [gpu.clone(), gpu.with_options(few)] {
@@ -34,8 +37,13 @@ pub fn all(gpu: &Gpu) -> Result<(), Failed> {
                     if bare && !matches!(apart[..], [] | ["k"]) {
                         continue;
                     }
-                    one(&gpu, d, bare, &apart, |x| x, |x: f32| x.to_le_bytes().to_vec())?;
-                    one(&gpu, d, bare, &apart, f16::from_f32, |x: f16| x.to_le_bytes().to_vec())?;
+                    if whole || d == 6 {
+                        one(&gpu, d, bare, &apart, |x| x, |x: f32| x.to_le_bytes().to_vec())?;
+                    }
+                    if whole || d == 8 {
+                        let bytes = |x: f16| x.to_le_bytes().to_vec();
+                        one(&gpu, d, bare, &apart, f16::from_f32, bytes)?;
+                    }
                 }
             }
         }

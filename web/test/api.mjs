@@ -349,6 +349,24 @@ export const api = () => {
   }
 
 
+  test('both backends give the same on a long sequence', LIMIT, async () => {
+    // Long enough for the tiles that software adapters take where compiling them pays.
+    const { value, said } = await inPage(async () => {
+      const shape = [1, 2048, 32];
+      const numbers = (seed) => Float32Array.from({ length: 2048 * 32 }, (_, i) => Math.sin(i * 3.3 + seed));
+      const [q, k, v] = [1, 2, 3].map(numbers);
+      const [one, other] = await Promise.all(
+        ['wasm', 'webgpu'].map(async (backend) => {
+          const attention = await la.LocalAttention.create({ windowSize: 128, causal: true, dim: 32, backend });
+          return attention.forward({ q, k, v, shape });
+        }),
+      );
+      return one.reduce((worst, x, i) => Math.max(worst, Math.abs(x - other[i])), one.length === 2048 * 32 ? 0 : NaN);
+    });
+    assert.ok(value > 0 && value < 1e-5, `off by ${value}`);
+    assert.deepEqual(said, []);
+  });
+
   test('both backends drop the same weights and give the same lse', LIMIT, async () => {
     const { value, said } = await inPage(async () => {
       const numbers = (seed) => Float32Array.from({ length: 3 * 48 * 16 }, (_, i) => Math.sin(i * 5.1 + seed));
