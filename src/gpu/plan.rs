@@ -15,13 +15,13 @@ use super::uniforms;
 use crate::shape::saturating_product;
 use crate::{Call, Problem};
 
-/// Slots of a window from which on large tiles pay: keys that only some of a tile's queries see cost
+/// Keys of a window from which on large tiles pay: keys that only some of a tile's queries see cost
 /// small windows more than larger tiles save (`Large` on llvmpipe: 0.9 times as fast with 64 slots, 1.13 with 128).
-const LARGE_TILE_SLOTS: usize = 96;
+const LARGE_TILE_KEYS: usize = 96;
 
 /// Products of a row and head from which on software adapters take tiles of many registers: they compute twice as fast,
-/// and take 3 to 8 seconds more to compile (llvmpipe; a call of so many saves some hundredths of a second). Of whole
-/// rows, so that bits do not depend on how queries or rows are cut into calls.
+/// and take 3 to 8 seconds more to compile (llvmpipe; a call of so many saves some hundredths of a second). Of one whole
+/// row, so that bits depend neither on the range of queries asked for nor on how many rows a call has.
 const SOFTWARE_TILE_PRODUCTS: u128 = 1 << 24;
 
 /// Queries of a workgroup of `rows.wgsl`.
@@ -286,14 +286,15 @@ impl Gpu {
         let f16_out = has_f16 && key.storage == Storage::F16 && !key.vec4;
         let key = PipelineKey { f16_out, ..key };
         self.check_key(&key)?;
-        let (len, slots) = (problem.geometry.seq_len(), problem.geometry.slots());
+        // A window may gather more than there is.
+        let keys = problem.geometry.slots().min(problem.geometry.key_len());
         let features = shape.head_dim.saturating_add(shape.value_dim);
-        let products = saturating_product(&[len, slots, features]);
+        let products = saturating_product(&[problem.geometry.seq_len(), keys, features]);
         // Registers are memory there.
         let many = self.caps().is_software() && products >= SOFTWARE_TILE_PRODUCTS;
         let (little, much) =
             if many { (Tile::Short, Tile::Tall) } else { (Tile::Small, Tile::Large) };
-        let pays = if slots < LARGE_TILE_SLOTS { little } else { much };
+        let pays = if keys < LARGE_TILE_KEYS { little } else { much };
         // Nothing is tuned in a browser, where every word counts.
         #[cfg(target_arch = "wasm32")]
         let tuned = || None;

@@ -87,10 +87,18 @@ pub fn autotune(suite: &Gpu) -> Result<(), Failed> {
 pub fn by_rules(suite: &Gpu) -> Result<(), Failed> {
     let software = suite.caps().is_software();
     let long = if software { [Tile::Tall, Tile::Short] } else { [Tile::Large, Tile::Small] };
-    for (n, tiles) in [(256, [Tile::Large, Tile::Small]), (8192, long)] {
-        for (window, tile) in [64, 16].into_iter().zip(tiles) {
-            let attention = LocalAttention::new(LocalAttentionConfig::new(window).causal(true));
-            let attention = attention.map_err(fail)?;
+    let short = [Tile::Large, Tile::Small];
+    // Windows far larger than the sequence gather no more than there is.
+    let all = [
+        (256, [64, 16], short),
+        (8192, [64, 16], long),
+        (256, [1 << 20; 2], [Tile::Large; 2]),
+        (10, [1 << 20; 2], [Tile::Small; 2]),
+    ];
+    for (n, windows, tiles) in all {
+        for (window, tile) in windows.into_iter().zip(tiles) {
+            let config = LocalAttentionConfig::new(window).causal(true).autopad(true);
+            let attention = LocalAttention::new(config).map_err(fail)?;
             let problem = attention.problem(&AttentionShape::new([2], n, 64)).map_err(fail)?;
             let layouts = Layouts::contiguous(Storage::F32, &problem);
             let got = another(suite)?.key(&problem, &layouts).map_err(fail)?.tile;

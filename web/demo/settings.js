@@ -81,7 +81,7 @@ export class Settings {
 function fromAddress() {
   const given = {};
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (!(name in FIRST)) continue;
+    if (!Object.hasOwn(FIRST, name)) continue;
     if (typeof FIRST[name] === 'boolean') given[name] = text === 'true';
     else if (/^\d{1,6}$/.test(text)) given[name] = +text;
   }

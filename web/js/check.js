@@ -146,6 +146,10 @@ export const call = (given, names, handle) => {
     }
     const own = handle(name, value);
     if (own) {
+      const given = shapes[name] && shapeOf(`shape of ${name}`, shapes[name]).join();
+      if ((given ?? own.shape.join()) !== own.shape.join()) {
+        throw wrongValue(`shape of ${name}`, shapes[name], `[${own.shape.join(', ')}], the tensor's own, or left out`);
+      }
       sizes[name] = own.shape;
       return { id: own.id };
     }
@@ -190,7 +194,7 @@ export const dropout = ({ seed, offset = 0 }) => {
   if (!Number.isInteger(offset)) throw wrongType('offset', offset, 'an integer');
   if (offset < 0 || offset >= 2 ** 32) throw wrongValue('offset', offset, 'at least 0 and below 2^32');
   if (seed === undefined || seed === null) return undefined;
-  if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed)) throw wrongType('seed', seed, 'an integer or a BigInt');
+  if (typeof seed !== 'bigint' && !Number.isSafeInteger(seed)) throw wrongType('seed', seed, 'an integer below 2^53 or a BigInt');
   if (BigInt(seed) < 0n || BigInt(seed) >= 1n << 64n) throw wrongValue('seed', seed, 'at least 0 and below 2^64');
   return { seed: BigInt(seed), offset };
 };

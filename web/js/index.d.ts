@@ -193,7 +193,7 @@ export interface Gradients<T extends Numbers> {
   dk: T;
   /** In v's shape. */
   dv: T;
-  /** In the bias's shape; there with a bias. */
+  /** In the bias's shape; there with a bias, unless `biasGradient` is false. */
   dattnBias?: T;
 }
 

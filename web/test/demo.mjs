@@ -171,7 +171,7 @@ export const demo = (number) => {
 
     // What an address says, a control may not allow.
     await page.evaluate(() => {
-      location.hash = 'n=512&causal=false&forward=99';
+      location.hash = 'n=512&causal=false&forward=99&constructor=2';
     });
     await seen(page, 'Query 511 sees keys 256 to 511: 256.');
     assert.equal(await page.inputValue('[name=forward]'), '0');

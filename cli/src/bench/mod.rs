@@ -65,8 +65,8 @@ pub struct BenchArgs {
     /// Seconds to spend on a shape, in 7 runs at least and 400 at most, whatever it says.
     #[arg(long, default_value_t = 1.5, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: f64,
-    /// Also time a PyTorch peer on the same shapes, in turn with ours: peer by ours is the lower quartile
-    /// of their ratios.
+    /// Also time a PyTorch peer on the same shapes, in turn with ours (once for each peer): peer by ours is the
+    /// lower quartile of their ratios.
     #[arg(long, value_enum)]
     peer: Vec<Peer>,
     /// Python that has the peers' packages (benches/peers/requirements.txt).
@@ -75,10 +75,10 @@ pub struct BenchArgs {
     /// One JSON object a line into a file once all is measured, or to standard output, as they come, for -.
     #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
-    /// A CSV file.
+    /// A CSV file, written once all is measured.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// A self-contained page with plots.
+    /// A self-contained page with plots, written once all is measured.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Say what moved since an earlier run: its --json file.
