@@ -51,8 +51,8 @@ export class Settings {
     const fields = this.#form.elements;
     const all = Object.entries(settings);
     for (const [name, value] of all) if (typeof value === 'boolean') fields[name].checked = value;
-    // What is switched off is not checked.
-    fields.forward.disabled = fields.causal.checked;
+    // First what that switches off: it would not be checked.
+    this.#label();
     for (const [name, value] of all) {
       if (name === 'n') fields.n.value = stepOf(value, lengthOf, +fields.n.max);
       else if (name === 'window') fields.window.value = stepOf(value, windowOf, +fields.window.max);

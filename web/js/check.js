@@ -146,8 +146,7 @@ export const call = (given, names, handle) => {
     }
     const own = handle(name, value);
     if (own) {
-      const given = shapes[name] && shapeOf(`shape of ${name}`, shapes[name]).join();
-      if ((given ?? own.shape.join()) !== own.shape.join()) {
+      if (shapes[name] && shapeOf(`shape of ${name}`, shapes[name]).join() !== own.shape.join()) {
         throw wrongValue(`shape of ${name}`, shapes[name], `[${own.shape.join(', ')}], the tensor's own, or left out`);
       }
       sizes[name] = own.shape;

@@ -3,6 +3,7 @@
 mod cross;
 mod package;
 mod parts;
+mod serve;
 mod simd;
 mod web;
 
@@ -25,8 +26,8 @@ fn main() -> ExitCode {
     let done = match (command, names) {
         ("web", []) => Some(web::build()),
         ("bench-web", args) => Some(web::bench(args)),
-        ("serve", []) => Some(web::serve(None)),
-        ("serve", [port]) => Some(web::serve(Some(port))),
+        ("serve", []) => Some(serve::serve(None)),
+        ("serve", [port]) => Some(serve::serve(Some(port))),
         _ => None,
     };
     if let Some(result) = done {

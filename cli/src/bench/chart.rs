@@ -181,22 +181,9 @@ pub fn time_against_n(rows: &[Row]) -> Chart {
     })
 }
 
-/// The best of each kind of floor.
-fn best(floors: &[Floor]) -> Vec<Floor> {
-    let mut all: Vec<Floor> = Vec::new();
-    for floor in floors {
-        match all.iter_mut().find(|earlier| earlier.what == floor.what) {
-            Some(earlier) => *earlier = earlier.best(floor),
-            None => all.push(floor.clone()),
-        }
-    }
-    all
-}
-
 /// Attended rate against arithmetic intensity, under the machine's two limits.
 pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     let intensity = |r: &Row| r.attended_gflops * 1e6 * r.median_ms / r.least_bytes;
-    let floors = best(floors);
     let rates: Vec<_> = floors.iter().map(|f| (f.gemm_flops / 1e9, f.copy_bytes / 1e9)).collect();
     let ridges = rates.iter().map(|(peak, copy)| peak / copy);
     let peaks = rates.iter().map(|(peak, _)| *peak);
@@ -208,7 +195,7 @@ pub fn roofline(rows: &[Row], floors: &[Floor]) -> Chart {
     let decades = (-3..9).map(|power| 10_f64.powi(power));
     let marks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * decade)).collect();
     logarithmic(names, [x.clone(), y], marks, SeriesLabelPosition::LowerRight, |chart| {
-        for (i, (&(peak, copy), floor)) in rates.iter().zip(&floors).enumerate() {
+        for (i, (&(peak, copy), floor)) in rates.iter().zip(floors).enumerate() {
             let corners =
                 [(x.start, (x.start * copy).min(peak)), (peak / copy, peak), (x.end, peak)];
             let grey = BLACK.mix(0.7 / (i + 1) as f64).stroke_width(2);

@@ -61,6 +61,18 @@ impl Floor {
     }
 }
 
+/// The best of each kind.
+pub fn best_of_each(floors: impl IntoIterator<Item = Floor>) -> Vec<Floor> {
+    let mut all: Vec<Floor> = Vec::new();
+    for floor in floors {
+        match all.iter_mut().find(|earlier| earlier.what == floor.what) {
+            Some(earlier) => *earlier = earlier.best(&floor),
+            None => all.push(floor),
+        }
+    }
+    all
+}
+
 /// The best of several runs: other load can only slow a run down.
 fn best(runs: usize, mut run: impl FnMut()) -> f64 {
     run();

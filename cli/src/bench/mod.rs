@@ -33,7 +33,7 @@ use crate::backend::Backend;
 use crate::console::Console;
 use crate::error::BadInput;
 use crate::output::{check_writable, is_same_file, is_standard_output};
-use floor::Floor;
+use floor::best_of_each;
 use machine::Machine;
 use peer::Peer;
 use results::{measure_all, write_files};
@@ -153,7 +153,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         console.say(line);
     }
     let results = measure_all(&shapes, &mut setups, args.seconds, &machine, console)?;
-    let floors: Vec<Floor> = setups.iter().flat_map(Setup::best).collect();
+    let floors = best_of_each(setups.iter().flat_map(Setup::best));
     for best in &floors {
         console.say(format!("best {}", best.line()));
     }
