@@ -1,6 +1,6 @@
 """Serves one peer to `local-attention bench --peer`: a JSON object a line in, one out.
 
-First it says {"torch": version}. {"prepare": shape} -> {"rotary": whether this peer rotates};
+First it says {"torch": version}. {"prepare": shape, "hidden": [which, of how many]} -> {"rotary": whether this peer rotates};
 {"run": 1} -> {"seconds": .., "peak_rss_bytes": ..}. {"error": why} for whatever cannot be run.
 """
 
@@ -24,7 +24,8 @@ def reference(shape, torch):
     q, k, v = tensors(shape, torch)
     extra = {}
     if shape["mask"]:
-        extra["mask"] = torch.arange(shape["n"]).remainder(8).ne(3).expand(shape["batch"], -1)
+        which, period = shape["hidden"]
+        extra["mask"] = torch.arange(shape["n"]).remainder(period).ne(which).expand(shape["batch"], -1)
     if shape["bias"]:
         slots = (shape["look_backward"] + 1 + shape["look_forward"]) * shape["window_size"]
         bias = torch.randn(shape["heads"], shape["window_size"], slots, dtype=q.dtype)
@@ -190,12 +191,11 @@ def main():
         request = json.loads(line)
         try:
             if "prepare" in request:
-                shape = request["prepare"]
+                shape = request["prepare"] | {"hidden": request["hidden"]}
                 # The tensors of the shape before go first.
                 call = inputs = dout = None
                 reset_peak()
                 call, inputs = make(shape, torch)
-                # Ours is given it too.
                 dout = torch.ones_like(inputs[0])
                 timed(shape, torch, call, inputs, dout)
                 timed(shape, torch, call, inputs, dout)

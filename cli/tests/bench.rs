@@ -208,6 +208,7 @@ fn bad_input() {
         ),
         (&["--isa", "mmx"], "avx512, avx2, neon, simd128, portable"),
         (&["--seconds=-1"], "--seconds"),
+        (&["--peer-timeout", "0"], "--peer-timeout"),
         (&["--compare", "/no/such.json"], "/no/such.json"),
         (&["--compare", &old], "line 1 is no row"),
         (&["--peer", "tensorflow"], "tensorflow"),
@@ -235,12 +236,20 @@ mod peers {
     }
 
     fn beside_on(backend: &str, script: &str) -> common::Ran {
+        beside_with(backend, script, &[])
+    }
+
+    fn beside_with(backend: &str, script: &str, options: &[&str]) -> common::Ran {
+        let args = ["--backend", backend, "--n", "128", "--heads", "1", "--seconds", "0"];
+        with_peer(&[&args[..], &["--threads", "2"], options].concat(), script)
+    }
+
+    fn with_peer(options: &[&str], script: &str) -> common::Ran {
         let folder = Folder::new();
         let python = folder.text("python", &format!("#!/bin/sh\n{script}\n"));
         std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let args = ["bench", "--backend", backend, "--n", "128", "--heads", "1", "--seconds", "0"];
-        let more = ["--threads", "2", "--json", "-", "--peer", "torch-flex", "--python", &python];
-        run(&[&args[..], &more].concat())
+        let peer = ["bench", "--json", "-", "--peer", "torch-flex", "--python", &python];
+        run(&[&peer[..], options].concat())
     }
 
     fn rows(out: &common::Ran) -> Vec<Value> {
@@ -252,6 +261,42 @@ mod peers {
         let out = beside(r#"echo '{"error": "torch is not installed for sh"}'"#);
         assert_eq!(out.status, 2, "{}", out.stdout);
         assert!(out.stderr.contains("--peer torch-flex: torch is not installed"), "{}", out.stderr);
+    }
+
+    /// It is waited for as long as is asked, and no longer; what starts is said.
+    #[test]
+    fn one_that_does_not_answer() {
+        let out = beside_with("cpu", "read never", &["--peer-timeout", "0.2"]);
+        assert_eq!((out.status, out.stdout.as_str()), (2, ""));
+        let why = "--peer torch-flex: no answer in 0.2 s (--peer-timeout)";
+        assert!(out.stderr.contains(why) && out.stderr.lines().count() == 1, "{}", out.stderr);
+        // Ours is measured though it falls silent later, and a late answer is not taken for another's.
+        let script =
+            r#"echo '{"torch": "9"}'; read shape; sleep 2; echo '{"rotary": false}'; read run"#;
+        let out = beside_with("cpu", script, &["--peer-timeout", "0.5"]);
+        assert_eq!(out.status, 1, "{}", out.stderr);
+        assert_eq!(rows(&out).len(), 1, "{}", out.stdout);
+        assert!(out.stderr.contains("no answer in 0.5 s"), "{}", out.stderr);
+    }
+
+    /// One that ended at a shape of many is started again for the next.
+    #[test]
+    fn one_that_dies_at_one_of_many() {
+        let folder = Folder::new();
+        // It ends at its first shape, and not at those after it.
+        let script = format!(
+            r#"echo '{{"torch": "9"}}'
+            while read line; do case $line in
+                *prepare*) [ -e {met} ] || {{ touch {met}; exit; }}; echo '{{"rotary": false}}';;
+                *) echo '{{"seconds": 1}}';;
+            esac; done"#,
+            met = folder.path("met")
+        );
+        let out = with_peer(&["--suite", "quick", "--seconds", "0"], &script);
+        assert_eq!(out.status, 0, "{}", out.stderr);
+        let of = |name: &str| rows(&out).iter().filter(|r| r["backend"] == name).count();
+        assert_eq!((of("cpu"), of("torch-flex")), (5, 4), "{}", out.stdout);
+        assert!(out.stderr.contains("it ended without an answer"), "{}", out.stderr);
     }
 
     /// Its last words are said.

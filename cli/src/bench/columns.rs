@@ -3,7 +3,7 @@
 use super::row::Row;
 
 /// Largest share of a median that the middle half of its runs may span before it is called noisy.
-const NOISY: f64 = 0.2;
+pub const NOISY: f64 = 0.2;
 
 /// A column.
 pub struct Column {

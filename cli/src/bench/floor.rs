@@ -46,6 +46,11 @@ impl Floor {
         }
     }
 
+    /// Whether products took a fifth longer in one of the two.
+    pub fn is_apart(&self, other: &Self) -> bool {
+        self.gemm_flops.max(other.gemm_flops) > 1.2 * self.gemm_flops.min(other.gemm_flops)
+    }
+
     /// The least time for this much work, in seconds.
     pub fn seconds(&self, flops: f64, bytes: f64) -> f64 {
         (flops / self.gemm_flops).max(bytes / self.copy_bytes)

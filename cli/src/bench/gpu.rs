@@ -82,7 +82,9 @@ impl Resident {
             tensors = tensors.with_lse(TensorView::contiguous(&lse, Dtype::F32, lse_shape));
         }
         let forward = plan.bind_forward_blocking(&tensors, &workspace).map_err(|e| fail(&e))?;
-        let (timer, variant) = (Timer::new(gpu), plan.key().to_string());
+        let has_timer = gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let timer = has_timer.then(|| scoped(gpu, || Timer::new(gpu))).transpose()?;
+        let variant = plan.key().to_string();
         let mut resident =
             Self { gpu: gpu.clone(), bound: vec![forward], workspace, timer, variant };
         if pass == Pass::Forward {
@@ -94,10 +96,11 @@ impl Resident {
             buffer(gpu, vec![0; x.shape().iter().product::<usize>() * bytes_of(storage)])
         };
         let (dq, dk, dv) = (like(&inputs.q)?, like(&inputs.k)?, like(&inputs.v)?);
+        let dout = up(&inputs.q)?;
         let dbias = inputs.attn_bias.as_ref().map(like).transpose()?;
         let mut saved = BackwardTensors::new(
             tensors,
-            view(&q, inputs.q.shape()),
+            view(&dout, inputs.q.shape()),
             view(&dq, inputs.q.shape()),
             view(&dk, inputs.k.shape()),
             view(&dv, inputs.v.shape()),
@@ -192,10 +195,7 @@ struct Timer {
 }
 
 impl Timer {
-    fn new(gpu: &Gpu) -> Option<Self> {
-        if !gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return None;
-        }
+    fn new(gpu: &Gpu) -> Self {
         let make = |usage| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("timestamps"),
@@ -204,7 +204,7 @@ impl Timer {
                 mapped_at_creation: false,
             })
         };
-        Some(Self {
+        Self {
             queries: gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("timestamps"),
                 ty: wgpu::QueryType::Timestamp,
@@ -212,7 +212,7 @@ impl Timer {
             }),
             resolved: make(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
             back: make(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
-        })
+        }
     }
 
     fn writes(&self, first: bool, last: bool) -> wgpu::ComputePassTimestampWrites<'_> {

@@ -27,27 +27,29 @@ pub fn measure(gpu: &Gpu) -> Result<Floor, BadInput> {
         })
     };
     let (from, to) = (scoped(gpu, make)?, scoped(gpu, make)?);
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: Some("floor"),
-        source: wgpu::ShaderSource::Wgsl(include_str!("gpu_floor.wgsl").into()),
-    });
+    let source = wgpu::ShaderSource::Wgsl(include_str!("gpu_floor.wgsl").into());
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some("floor"), source };
+    let module = scoped(gpu, || device.create_shader_module(descriptor))?;
     let time = |entry_point: &str, groups: u32, dispatches: u32| -> Result<f64, BadInput> {
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(entry_point),
-            layout: None,
-            module: &module,
-            entry_point: Some(entry_point),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
-            cache: None,
-        });
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("floor"),
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &[
-                wgpu::BindGroupEntry { binding: 0, resource: from.as_entire_binding() },
-                wgpu::BindGroupEntry { binding: 1, resource: to.as_entire_binding() },
-            ],
-        });
+        let (pipeline, group) = scoped(gpu, || {
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(entry_point),
+                layout: None,
+                module: &module,
+                entry_point: Some(entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+            let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("floor"),
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &[
+                    wgpu::BindGroupEntry { binding: 0, resource: from.as_entire_binding() },
+                    wgpu::BindGroupEntry { binding: 1, resource: to.as_entire_binding() },
+                ],
+            });
+            (pipeline, group)
+        })?;
         let run = |dispatches: u32| -> Result<f64, BadInput> {
             let mut encoder =
                 device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -1,7 +1,7 @@
 //! A self-contained page: the machine, the plots, the table.
 
 use super::chart;
-use super::columns::columns;
+use super::columns::{NOISY, columns};
 use super::floor::Floor;
 use super::machine::Machine;
 use super::row::Row;
@@ -43,6 +43,7 @@ pub fn page(rows: &[Row], floors: &[Floor], machine: &Machine) -> Result<String,
         let cells: String = columns(gpu).map(|c| cell("td", c.words, &(c.cell)(row))).collect();
         format!("<tr>{cells}</tr>\n")
     };
+    let noisy = 100.0 * NOISY;
     let body: String = rows.iter().map(table_row).collect();
     Ok(format!(
         "<!doctype html>
@@ -62,7 +63,7 @@ on the same threads or adapter.</p>
 <figure>{share}</figure>
 <h2>All figures</h2>
 <p>Peer by ours: the lower quartile of the ratios of runs in turn. Noisy: the middle half of the runs spans
-more than a fifth of their median.</p>
+more than {noisy} % of their median.</p>
 <div class=\"scroll\"><table><thead><tr>{names}</tr></thead><tbody>
 {body}</tbody></table></div>
 </body></html>

@@ -11,8 +11,15 @@ use crate::error::BadInput;
 
 /// Runs, or pairs of runs, at least.
 const LEAST: usize = 7;
-/// Runs at most.
-const MOST: usize = 400;
+/// Runs at most: those of the smallest calls take some seconds.
+const MOST: usize = 100_000;
+
+/// What `--seconds` does.
+pub fn seconds_help() -> String {
+    format!(
+        "Seconds to spend on a shape, in {LEAST} runs at least and {MOST} at most, whatever it says"
+    )
+}
 
 /// Ours, and each peer's or why it could not run.
 pub struct Measured {

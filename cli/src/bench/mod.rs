@@ -62,8 +62,7 @@ pub struct BenchArgs {
     /// Instruction set of the CPU engine [default: the best].
     #[arg(long, value_parser = runner::parse_isa)]
     isa: Option<local_attention::cpu::Isa>,
-    /// Seconds to spend on a shape, in 7 runs at least and 400 at most, whatever it says.
-    #[arg(long, default_value_t = 1.5, value_parser = parse_seconds, allow_negative_numbers = true)]
+    #[arg(long, help = measure::seconds_help(), default_value_t = 1.5, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: f64,
     /// Also time a PyTorch peer on the same shapes, in turn with ours (once for each peer): peer by ours is the
     /// lower quartile of their ratios.
@@ -72,6 +71,9 @@ pub struct BenchArgs {
     /// Python that has the peers' packages (benches/peers/requirements.txt).
     #[arg(long, default_value = "python3", value_name = "PATH")]
     python: PathBuf,
+    /// Seconds that a peer may take to answer, to start and to compile included.
+    #[arg(long, default_value_t = 600.0, value_parser = parse_patience, allow_negative_numbers = true, value_name = "SECONDS")]
+    peer_timeout: f64,
     /// One JSON object a line into a file once all is measured, or to standard output, as they come, for -.
     #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -90,6 +92,13 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if (0.0..=3600.0).contains(&x) => Ok(x),
         _ => Err("it must be a number from 0 to 3600".to_owned()),
+    }
+}
+
+fn parse_patience(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 86_400.0 => Ok(x),
+        _ => Err("it must be a number above 0, at most 86400".to_owned()),
     }
 }
 
@@ -144,15 +153,18 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
     for shape in &shapes {
         runner::check_type(&chosen, shape)?;
-        shape.check_memory()?;
+        shape.check_memory(&chosen)?;
     }
-    let mut setups = Setup::all(args, &chosen)?;
+    let starts = |peer: Peer| console.say(format!("starting {}", peer.name()));
+    let mut setups = Setup::all(args, &chosen, starts)?;
 
     let machine = Machine::read(&chosen);
     for line in machine.lines() {
         console.say(line);
     }
-    let results = measure_all(&shapes, &mut setups, args.seconds, &machine, console)?;
+    let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
+    let files = files.clone().any(|path| !is_standard_output(path));
+    let results = measure_all(&shapes, &mut setups, args.seconds, &machine, (console, files))?;
     let floors = best_of_each(setups.iter().flat_map(Setup::best));
     for best in &floors {
         console.say(format!("best {}", best.line()));

@@ -1,15 +1,15 @@
 //! Peers in Python, each a process that is asked for one run at a time.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::Receiver;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::shape::BenchShape;
+use super::shape::{BenchShape, HIDDEN};
 use crate::error::BadInput;
 
 /// What ours is compared with.
@@ -47,10 +47,13 @@ pub struct PeerProcess {
     pub threads: usize,
     child: Child,
     to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    answers: Receiver<String>,
     /// What it says on standard error.
     words: Receiver<String>,
+    /// How long an answer may take.
+    patience: Duration,
     peak: Option<u64>,
+    python: PathBuf,
 }
 
 /// What a peer says of a shape that it can run.
@@ -60,7 +63,12 @@ pub struct Ready {
 }
 
 impl PeerProcess {
-    pub fn start(peer: Peer, python: &Path, threads: usize) -> Result<Self, BadInput> {
+    pub fn start(
+        peer: Peer,
+        python: &Path,
+        threads: usize,
+        patience: Duration,
+    ) -> Result<Self, BadInput> {
         let fail = |why: String| BadInput::Usage(format!("--peer {}: {why}", peer.name()));
         if !Path::new(SCRIPT).exists() {
             let why = "is gone, with the checkout that this program was built in";
@@ -77,10 +85,18 @@ impl PeerProcess {
         let (Some(to), Some(from), Some(errors)) = pipes else {
             return Err(fail("its pipes could not be opened".to_owned()));
         };
-        let from = BufReader::new(from);
-        let words = words_of(errors);
-        let mut process =
-            Self { peer, version: String::new(), threads, child, to, from, words, peak: None };
+        let mut process = Self {
+            peer,
+            version: String::new(),
+            threads,
+            child,
+            to,
+            answers: lines_of(from),
+            words: lines_of(errors),
+            patience,
+            peak: None,
+            python: python.to_owned(),
+        };
         // The first line says whether its packages are there.
         let version = process.answer().and_then(|answer| {
             let version = answer["torch"].as_str().map(str::to_owned);
@@ -90,10 +106,16 @@ impl PeerProcess {
         Ok(process)
     }
 
-    /// Makes tensors and compiles; an error says why this shape cannot be run.
+    /// Makes tensors and compiles; an error says why this shape cannot be run. A peer that an earlier shape ended
+    /// is started again.
     pub fn prepare(&mut self, shape: &BenchShape) -> Result<Ready, String> {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            let again = Self::start(self.peer, &self.python, self.threads, self.patience);
+            *self = again.map_err(|e| e.to_string())?;
+        }
         self.peak = None;
-        let answer = self.ask(&json!({ "prepare": shape }))?;
+        let (hidden, period) = HIDDEN;
+        let answer = self.ask(&json!({ "prepare": shape, "hidden": [hidden, period] }))?;
         let rotary = answer["rotary"].as_bool();
         rotary.map(|rotary| Ready { rotary }).ok_or_else(|| format!("it answered {answer}"))
     }
@@ -127,12 +149,17 @@ impl PeerProcess {
     }
 
     fn answer(&mut self) -> Result<Value, String> {
-        let mut line = String::new();
-        match self.from.read_line(&mut line) {
-            Ok(0) => return Err(self.ended()),
-            Ok(_) => {}
-            Err(e) => return Err(e.to_string()),
-        }
+        let line = match self.answers.recv_timeout(self.patience) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            Err(RecvTimeoutError::Timeout) => {
+                // A late answer would be taken for that to a later question.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                let seconds = self.patience.as_secs_f64();
+                return Err(format!("no answer in {seconds} s (--peer-timeout)"));
+            }
+        };
         let answer: Value = serde_json::from_str(&line).map_err(|_| format!("it said {line:?}"))?;
         match answer["error"].as_str() {
             Some(why) => Err(why.to_owned()),
@@ -141,18 +168,24 @@ impl PeerProcess {
     }
 }
 
+/// The longest line that is read whole.
+const LONGEST_LINE: u64 = 1 << 16;
+
 /// The lines that say something, read as they come: a full pipe would stop who writes it.
-fn words_of(from: impl Read + Send + 'static) -> Receiver<String> {
-    let (to, words) = std::sync::mpsc::channel();
+fn lines_of(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (to, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).trim().to_owned();
-            if !line.is_empty() && to.send(line).is_err() {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while matches!((&mut from).take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(1..)) {
+            let said = String::from_utf8_lossy(&line).trim().to_owned();
+            line.clear();
+            if !said.is_empty() && to.send(said).is_err() {
                 return;
             }
         }
     });
-    words
+    lines
 }
 
 impl Drop for PeerProcess {

@@ -1,5 +1,7 @@
 //! Measuring every shape, and what is kept of it.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::columns::Table;
@@ -9,7 +11,7 @@ use super::row::{self, Row};
 use super::setup::Setup;
 use super::shape::BenchShape;
 use super::{BenchArgs, html};
-use crate::console::{Console, complain};
+use crate::console::{Console, complain, ended};
 use crate::error::BadInput;
 use crate::output::{is_standard_output, write_whole};
 
@@ -21,19 +23,20 @@ pub struct Results {
 }
 
 /// Each shape on each setup, said as it comes. One that fails ends no list of many: it is said, and the
-/// others go on.
+/// others go on. `files`: whether what is printed is not all that comes of it.
 pub fn measure_all(
     shapes: &[BenchShape],
     setups: &mut [Setup],
     seconds: f64,
     machine: &Machine,
-    console: Console,
+    (console, files): (Console, bool),
 ) -> Result<Results, BadInput> {
     let count = shapes.len() * setups.len();
     let bar = ProgressBar::new(count as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {elapsed}") {
         bar.set_style(style);
     }
+    bar.enable_steady_tick(Duration::from_secs(1));
     bar.set_message("measuring the machine");
     for setup in &mut *setups {
         let floor = setup.measure_floor()?;
@@ -52,13 +55,16 @@ pub fn measure_all(
     let mut results = Results { rows: Vec::new(), failed: 0 };
     for shape in shapes {
         for setup in &mut *setups {
+            if ended().is_some() && !files {
+                // Nobody reads on.
+                return Ok(results);
+            }
             bar.set_message(shape.to_string());
             match setup.measure(shape, seconds, machine) {
                 Ok((rows, peers_failed)) => bar.suspend(|| {
                     peers_failed.iter().for_each(|why| complain(why));
                     for row in rows {
-                        // A small call has one row, however many threads are left alone.
-                        if results.rows.iter().any(|earlier| earlier.key() == row.key()) {
+                        if is_known(&row, &results.rows) {
                             continue;
                         }
                         console.result(&row.json(), table.line(&row));
@@ -77,6 +83,12 @@ pub fn measure_all(
     }
     bar.finish_and_clear();
     Ok(results)
+}
+
+/// A small call has one row, however many threads are left alone. A peer has one beside each of ours, of one shape where it
+/// has no rotary.
+fn is_known(row: &Row, rows: &[Row]) -> bool {
+    row.ratio_lower_quartile.is_none() && rows.iter().any(|earlier| earlier.key() == row.key())
 }
 
 /// The files that were asked for.
@@ -103,6 +115,7 @@ pub fn write_files(
 mod tests {
     use super::*;
     use crate::backend::Chosen;
+    use crate::bench::row::tests::row;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -112,14 +125,22 @@ mod tests {
     }
 
     #[test]
+    fn ours_has_one_row_and_a_peer_one_beside_each() {
+        let ours = row(1.0);
+        let peer = Row { ratio_lower_quartile: Some(2.0), ..ours.clone() };
+        assert!(is_known(&ours, std::slice::from_ref(&ours)));
+        assert!(!is_known(&peer, std::slice::from_ref(&peer)));
+    }
+
+    #[test]
     fn a_shape_that_fails_is_passed_over() {
         let args = Args::parse_from(["bench", "--threads", "1"]).bench;
-        let mut setups = Setup::all(&args, &Chosen::Cpu).unwrap();
+        let mut setups = Setup::all(&args, &Chosen::Cpu, |_| ()).unwrap();
         let machine = Machine::read(&Chosen::Cpu);
         let good = BenchShape::causal(1, 64, 16, 8);
         let bad = BenchShape { n: 63, ..good.clone() };
         let mut measure = |shapes: &[BenchShape]| {
-            measure_all(shapes, &mut setups, 0.0, &machine, Console::new(true))
+            measure_all(shapes, &mut setups, 0.0, &machine, (Console::new(true), false))
         };
         let results = measure(&[bad.clone(), good.clone()]).unwrap();
         assert_eq!((results.rows.len(), results.failed), (1, 1));

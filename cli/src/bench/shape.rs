@@ -7,6 +7,7 @@ use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, Prob
 use serde::{Deserialize, Serialize};
 
 use super::machine::available_bytes;
+use crate::backend::Chosen;
 use crate::error::BadInput;
 
 /// What is measured.
@@ -89,15 +90,24 @@ impl BenchType {
     }
 }
 
-/// Whether the mask that is measured with lets a key be attended: seven of eight.
+/// Of so many keys in turn the mask that is measured with hides this one.
+pub const HIDDEN: (usize, usize) = (3, 8);
+
+/// Whether that mask lets a key be attended.
 pub fn lets(key: usize) -> bool {
-    key % 8 != 3
+    key % HIDDEN.1 != HIDDEN.0
 }
 
 /// How many of some keys it lets.
 fn let_through(keys: Range<usize>) -> usize {
-    let before = |key: usize| key - (key + 4) / 8;
+    let (hidden, period) = HIDDEN;
+    let before = |key: usize| key - (key + period - 1 - hidden) / period;
     if keys.is_empty() { 0 } else { before(keys.end) - before(keys.start) }
+}
+
+/// The module's look_forward where none is given.
+pub fn look_forward(causal: bool) -> usize {
+    usize::from(!causal)
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -164,9 +174,17 @@ impl BenchShape {
     }
 
     /// Refuses tensors that this machine has no memory for: systems promise more than they have.
-    pub fn check_memory(&self) -> Result<(), BadInput> {
-        // Tensors in f16 are made of such in f32.
-        let copies = if self.dtype == BenchType::F16 { 3.0 } else { 1.0 };
+    pub fn check_memory(&self, chosen: &Chosen) -> Result<(), BadInput> {
+        let copies = match chosen {
+            // Tensors in f16 are made of such in f32.
+            _ if self.dtype == BenchType::F16 => 3.0,
+            // In f32, and twice as large.
+            Chosen::Reference => 3.0,
+            // On the host, where it uploads from, and on the device if that is in the same memory.
+            Chosen::Gpu(gpu) if gpu.caps().is_software() => 3.0,
+            Chosen::Gpu(_) => 2.0,
+            _ => 1.0,
+        };
         let needed = self.least_bytes() * copies;
         match available_bytes() {
             Some(free) if needed > free as f64 => Err(BadInput::Usage(format!(
@@ -202,7 +220,7 @@ impl fmt::Display for BenchShape {
         if self.causal {
             write!(f, " causal")?;
         }
-        if (self.look_backward, self.look_forward) != (1, usize::from(!self.causal)) {
+        if (self.look_backward, self.look_forward) != (1, look_forward(self.causal)) {
             write!(f, " back {} ahead {}", self.look_backward, self.look_forward)?;
         }
         if self.pass != Pass::Forward {

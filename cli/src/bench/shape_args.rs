@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::shape::{BenchShape, BenchType, Pass};
+use super::shape::{BenchShape, BenchType, Pass, look_forward};
 use crate::error::BadInput;
 
 /// One shape from flags.
@@ -63,7 +63,7 @@ impl ShapeArgs {
             head_dim: self.head_dim,
             window_size: self.window,
             look_backward: self.look_backward,
-            look_forward: self.look_forward.unwrap_or(usize::from(!self.causal)),
+            look_forward: self.look_forward.unwrap_or(look_forward(self.causal)),
             causal: self.causal,
             exact: self.exact,
             rotary: self.rotary,
