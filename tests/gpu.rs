@@ -17,7 +17,7 @@ type Test = fn(&Gpu) -> Result<(), Failed>;
 
 /// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
 /// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
-const TESTS: [(&str, Test, Option<usize>); 28] = [
+const TESTS: [(&str, Test, Option<usize>); 31] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
     ("tiles_by_rules", gpu_suite::autotune::by_rules, None),
     ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
@@ -33,7 +33,10 @@ const TESTS: [(&str, Test, Option<usize>); 28] = [
     ("hard_geometries", gpu_suite::oracle::hard_geometries, Some(1)),
     ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window, Some(1)),
     ("windows_of_many_keys", gpu_suite::long_window::long_window, Some(0)),
+    ("threads_that_would_loop_too_long", gpu_suite::long_window::more_threads, Some(0)),
     ("the_same_bits_however_split", gpu_suite::split::same_bits, None),
+    ("the_same_bits_of_tall_tiles", gpu_suite::split::same_bits_of_tall, Some(0)),
+    ("weights_larger_than_a_binding", gpu_suite::split::large_weights, None),
     ("a_bias_larger_than_a_binding", gpu_suite::split::large_bias, None),
     ("a_mask_larger_than_a_binding", gpu_suite::split::large_mask, None),
     // Deals out its cases.

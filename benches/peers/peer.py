@@ -10,8 +10,12 @@ import sys
 import time
 
 
+# What libraries print is no answer.
+ANSWERS, sys.stdout = sys.stdout, sys.stderr
+
+
 def answer(value):
-    print(json.dumps(value), flush=True)
+    print(json.dumps(value), file=ANSWERS, flush=True)
 
 
 def reference(shape, torch):

@@ -61,11 +61,6 @@ fn parse_tolerance(text: &str) -> Result<f64, String> {
 }
 
 pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
-    // Absent whatever the cases hold: said once.
-    let engines = match args.backend {
-        Backends::All => Engines::all(args.adapter.as_deref())?,
-        Backends::One(backend) => backend.open(args.adapter.as_deref())?,
-    };
     let mut files = Vec::new();
     let mut unusable = Vec::new();
     for path in &args.path {
@@ -78,6 +73,14 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
             paths.join(", ")
         )));
     }
+    if files.is_empty() {
+        return ended(unusable, console, true);
+    }
+    // Absent whatever the cases hold: said once.
+    let engines = match args.backend {
+        Backends::All => Engines::all(args.adapter.as_deref())?,
+        Backends::One(backend) => backend.open(args.adapter.as_deref())?,
+    };
     if let (Backends::All, Some(why)) = (args.backend, engines.absent_gpu()) {
         console.note(format!("gpu: absent, {why}"));
     }
@@ -105,12 +108,26 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         }
     }
     console.say(format!(
-        "{} cases, {} results: {} passed, {} failed",
-        files.len(),
-        tally.results,
+        "{}, {}: {} passed, {} failed",
+        count(files.len(), "case"),
+        count(tally.results, "result"),
         tally.results - tally.failed,
         tally.failed
     ));
+    ended(unusable, console, tally.failed == 0)
+}
+
+/// A number of things, in words.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// What comes of it, once what could not be used is said.
+fn ended(
+    mut unusable: Vec<(String, BadInput)>,
+    console: Console,
+    passed: bool,
+) -> Result<bool, BadInput> {
     if console.json() {
         for (name, error) in &unusable {
             let reason = error.to_string();
@@ -121,7 +138,7 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
     unusable.iter().for_each(|(_, error)| complain(&error.to_string()));
     match last {
         Some((_, error)) => Err(error),
-        None => Ok(tally.failed == 0),
+        None => Ok(passed),
     }
 }
 

@@ -84,7 +84,13 @@ pub fn demo(console: Console) -> Result<bool, BadInput> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    console
-        .say("next     cargo run --release -- run IN.safetensors -o OUT.safetensors, or -- --help");
+    // As it was started.
+    let (program, dashes) = match std::env::var_os("CARGO") {
+        Some(_) => ("cargo run --release --", "-- "),
+        None => ("local-attention", ""),
+    };
+    console.say(format!(
+        "next     {program} run IN.safetensors -o OUT.safetensors, or {dashes}--help"
+    ));
     Ok(passed)
 }

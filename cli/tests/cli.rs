@@ -325,7 +325,7 @@ fn an_unusable_file_among_others() {
     let out = run(&["check", &folder.path("")]);
     assert_eq!((out.status, out.stderr.lines().count()), (2, 2), "{}", out.stderr);
     assert!(
-        out.stdout.contains("FAILED d") && out.stdout.contains("3 cases, 1 results"),
+        out.stdout.contains("FAILED d") && out.stdout.contains("3 cases, 1 result:"),
         "{}",
         out.stdout
     );

@@ -114,11 +114,11 @@ impl Plan {
             }
             if let Some(halves) = halves(&rows, &queries, self.base.block_len as usize) {
                 open.extend(halves);
-            } else if let (Err(_), Some(cut)) = (&fit, self.bias_cut(&queries)) {
+            } else if let (Err(_), Some(cut)) = (&fit, self.cut_of_block(&queries)) {
                 open.push((rows.clone(), cut..queries.end));
                 open.push((rows, queries.start..cut));
             } else {
-                // One block of queries of one row: as small as it gets.
+                // As small as it gets.
                 fit?;
                 done.push(chunk);
             }
@@ -126,10 +126,14 @@ impl Plan {
         Ok(done)
     }
 
-    /// Where the queries of a block begin with those of a bias again: together they read all of it.
-    fn bias_cut(&self, queries: &Range<usize>) -> Option<usize> {
-        let period = self.problem.shape.bias?.queries;
-        Some((queries.start / period + 1) * period).filter(|cut| *cut < queries.end)
+    /// Where the queries of a block that does not fit are cut: where those of a bias begin again, all of which they read
+    /// together, or in the middle where each has weights of its own.
+    fn cut_of_block(&self, queries: &Range<usize>) -> Option<usize> {
+        let again = self.problem.shape.bias.map(|b| (queries.start / b.queries + 1) * b.queries);
+        let middle = queries.start.midpoint(queries.end);
+        let middle = (self.key().kernel == Kernel::Weights).then_some(middle);
+        let inside = |cut: &usize| *cut > queries.start && *cut < queries.end;
+        again.filter(inside).or(middle.filter(inside))
     }
 
     /// Whether a part stays within a dispatch, and within the patience of a driver's watchdog.

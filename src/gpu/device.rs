@@ -192,8 +192,8 @@ impl Gpu {
 
     /// On the caller's device. Its callbacks for errors and loss are left alone. Where it has the feature
     /// `EXPERIMENTAL_COOPERATIVE_MATRIX` and `caps` say so, a small product is computed on it first: without the right result
-    /// no kernel uses matrix units ([`Gpu::matrix`]).
-    /// Device, queue and all buffers must be of one
+    /// no kernel uses matrix units ([`Gpu::matrix`]). Natively what `caps` say of the adapter's name and kind is read from
+    /// the device once more. Device, queue and all buffers must be of one
     /// device: wgpu takes what belongs to another instance for something else, or panics.
     ///
     /// # Errors
@@ -204,6 +204,9 @@ impl Gpu {
         queue: wgpu::Queue,
         options: GpuOptions,
     ) -> Result<Self, DeviceError> {
+        // Some adapters end loops, and are known by their names: whatever the caller took these from.
+        #[cfg(not(target_arch = "wasm32"))]
+        let caps = AdapterCaps { info: device.adapter_info(), ..caps };
         let (group_layout, pipeline_layout) =
             checked((&device, &queue), "laying out bindings", || {
                 let group_layout = bindings::layout(&device);

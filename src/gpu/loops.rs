@@ -98,8 +98,8 @@ fn turns(problem: &Problem, key: &PipelineKey, base: &Params, drops: bool) -> u6
         if drops && key.kernel == Kernel::Forward {
             let outside =
                 |query: usize| slots - geometry.gathered(geometry.window_of(query)).len() as u64;
-            let query = &problem.shape.query;
-            let most = outside(query.start).max(outside(query.end.saturating_sub(1)));
+            // Of the sequence, whatever the range asked for: the tile, and with it the bits, must not depend on it.
+            let most = outside(0).max(outside(geometry.seq_len().saturating_sub(1)));
             turns = turns.saturating_add(most.saturating_mul(OUTSIDE_TURNS * tile.queries));
         }
     }

@@ -194,7 +194,7 @@ impl Gpu {
             return Err(PlanError::Limit { limit, got: most, needed: blocks });
         }
         let mut base = base_of(problem, &key);
-        let key = self.fit(problem, key, &least_keys(problem, &base))?;
+        let key = self.fit(problem, key, &base)?;
         let pipelines = Pipelines::new(self, key, drops).await?;
         let words = uniforms::tables(problem, &mut base)?;
         let mut own = Owned::default();
@@ -239,7 +239,7 @@ impl Gpu {
         let key = self.tile_key(problem, layouts)?;
         #[cfg(not(target_arch = "wasm32"))]
         if let Some(key) = self.matrix_key(problem, &key) {
-            let base = least_keys(problem, &base_of(problem, &key));
+            let base = base_of(problem, &key);
             let fits = loops::check(self, problem, &key, &base, problem.dropout > 0.0);
             if fits.is_ok() && self.check_key(&key).is_ok() {
                 return Ok(key);
@@ -340,8 +340,8 @@ impl Gpu {
                 key = other;
             }
         }
-        // Calls that drop weights are checked once more.
-        loops::check(self, problem, &key, base, false).map(|()| key)
+        // Once more when tensors are bound, and for calls that drop weights.
+        loops::check(self, problem, &key, &least_keys(problem, base), false).map(|()| key)
     }
 }
 

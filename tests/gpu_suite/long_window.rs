@@ -2,7 +2,7 @@
 
 use libtest_mimic::Failed;
 use local_attention::cpu::Cpu;
-use local_attention::gpu::{Gpu, GpuError, GpuOptions, PlanError, Tile};
+use local_attention::gpu::{Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage, Tile};
 use local_attention::{
     AttentionShape, Call, Dropout, Engine, HostInputs, HostTensor, LocalAttention,
     LocalAttentionConfig,
@@ -59,6 +59,40 @@ pub fn long_window(gpu: &Gpu) -> Result<(), Failed> {
     }
     let ends_loops = gpu.caps().info.name.contains("llvmpipe");
     assert_eq!(refused > 0, ends_loops, "{refused} kernels were refused {MOST} keys");
+    Ok(())
+}
+
+/// A tile of few threads gives way where they would loop too long, whatever range of queries is asked for.
+pub fn more_threads(gpu: &Gpu) -> Result<(), Failed> {
+    let (n, d) = (10_240, 8);
+    let ends_loops = gpu.caps().info.name.contains("llvmpipe");
+    let config = LocalAttentionConfig::new(n as i64).look_backward(0).look_forward(0);
+    let attention = LocalAttention::new(config).map_err(fail)?;
+    let keys: Vec<f32> = (0..n * d).map(|i| (i / d) as f32 / n as f32).collect();
+    let kv = || HostTensor::new(&keys[..], [1, n, d]).unwrap();
+    for queries in [0..2, n - 2..n] {
+        let q = vec![0.01_f32; queries.len() * d];
+        let q = HostTensor::new(&q[..], [1, queries.len(), d]).unwrap();
+        let inputs = HostInputs::new(q, kv(), kv());
+        let mut shape = AttentionShape::new([1], n, d);
+        shape.query = queries;
+        let problem = attention.problem(&shape).unwrap();
+        let layouts = Layouts::contiguous(Storage::F32, &problem);
+        let tiles = [
+            gpu.key(&problem, &layouts).map_err(fail)?.tile,
+            gpu.plan_blocking(&problem, &layouts).map_err(fail)?.key().tile,
+        ];
+        let expected = match (gpu.caps().is_software(), ends_loops) {
+            (true, true) => [Tile::Tall, Tile::Large],
+            (true, false) => [Tile::Tall; 2],
+            (false, _) => [Tile::Large; 2],
+        };
+        assert_eq!(tiles, expected);
+        let got = gpu.forward_blocking(&problem, &inputs, &Call::default()).map_err(fail)?.out;
+        let want = Cpu::new().forward(&problem, &inputs, &Call::default()).unwrap().out;
+        // Roundings of as many weights, as above.
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?}, {want:?}");
+    }
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 
 use libtest_mimic::Failed;
 use local_attention::gpu::{
-    Dtype, ForwardTensors, Gpu, GpuElement, GpuError, GpuOptions, Layouts, PlanError, Storage,
-    TensorView, Tile, Workspace,
+    Dtype, Features, ForwardTensors, Gpu, GpuElement, GpuError, GpuOptions, Layouts, PlanError,
+    Storage, TensorView, Tile, Workspace,
 };
 use local_attention::{
     AttentionShape, BackwardInputs, Call, HostInputs, HostTensor, LocalAttention,
@@ -86,6 +86,67 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
             Err(format!("split by each limit {by_limit:?} times, 50 wanted; {cases:?}").into())
         }
     }
+}
+
+/// The same of the tile whose threads share queries by two, in a kernel of its own: `same_bits` has few tiles in a share.
+pub fn same_bits_of_tall(gpu: &Gpu) -> Result<(), Failed> {
+    let mut options = gpu.options().clone();
+    options.tile = Some(Tile::Tall);
+    let tall = gpu.with_options(options);
+    let mut by_limit = [0; 4];
+    for seed in 0..400 {
+        let mut case = Case::decode(&list(70_000 + seed));
+        case.strip();
+        case.call = Call::default();
+        let (problem, inputs) = (case.problem(), case.inputs());
+        let key = tall.key(&problem, &padded(Storage::F32)).map_err(fail)?;
+        if key.tile != Tile::Tall || key.features != Features::Rotary || !key.vec4 {
+            continue;
+        }
+        let whole = tall.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
+        for (axis, hits) in by_limit.iter_mut().enumerate() {
+            let mut options = tall.options().clone();
+            limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
+            let before = gpu.dispatches();
+            let part = tall.with_options(options).forward_blocking(&problem, &inputs, &case.call);
+            let part = match part {
+                Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => continue,
+                part => part.map_err(fail)?,
+            };
+            *hits += usize::from(gpu.dispatches() > before + 1);
+            if bits(&part.out) != bits(&whole.out) {
+                return Err(format!("seed {seed}, limit {axis}: other bits\n{case:?}").into());
+            }
+        }
+        if by_limit.iter().all(|&n| n >= 8) {
+            return Ok(());
+        }
+    }
+    Err(format!("split by each limit {by_limit:?} times, 8 wanted").into())
+}
+
+/// Weights of a block of queries that together do not fit.
+pub fn large_weights(gpu: &Gpu) -> Result<(), Failed> {
+    let (n, d) = (900, 4);
+    let data = Noise::new(9).normals(n * d);
+    let t = || HostTensor::new(&data[..], [1, n, d]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(300)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let mut options = one_tile(gpu)?.options().clone();
+    let whole = gpu.with_options(options.clone());
+    // Keys fit, and weights of 900 slots of 4 queries.
+    options.max_binding_bytes = Some(16 << 10);
+    let small = gpu.with_options(options);
+    for queries in [290..370, 5..6] {
+        let all = whole.weights_blocking(&problem, &inputs, queries.clone()).map_err(fail)?;
+        let before = gpu.dispatches();
+        let parts = small.weights_blocking(&problem, &inputs, queries.clone()).map_err(fail)?;
+        let least = queries.len() as u64 / 4;
+        assert!(gpu.dispatches() - before >= least, "{} parts", gpu.dispatches() - before);
+        assert_eq!(bits(&parts.weights), bits(&all.weights), "{queries:?}");
+    }
+    Ok(())
 }
 
 /// Kernels without checks around accesses give the bits of those with them.

@@ -2,8 +2,9 @@
 
 use super::row::Row;
 
-/// One line a row: faster, slower, or within the noise where both have it, else who does.
-pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
+/// One line a row: faster, slower, or within the noise where both have it, else who does; those that are gone from a
+/// suite (`all`) too.
+pub fn compare(old: &[Row], new: &[Row], all: bool) -> Vec<String> {
     let mut lines = Vec::new();
     for row in new {
         let Some(before) = old.iter().find(|o| o.key() == row.key()) else {
@@ -19,14 +20,20 @@ pub fn compare(old: &[Row], new: &[Row]) -> Vec<String> {
         } else {
             "same"
         };
+        // What moved may be the machine.
+        let rate = row.floor_gflops.zip(before.floor_gflops).map(|(now, then)| now / then);
+        let moved = rate.filter(|rate| !(0.9..1.1).contains(rate));
+        let machine = moved.map(|rate| format!("; a matrix product: {:.2} times", 1.0 / rate));
+        let noisy = if row.is_noisy() || before.is_noisy() { "; noisy" } else { "" };
         lines.push(format!(
-            "{what:<8} {}: {:.3} ms, was {:.3} ({ratio:.2} times)",
+            "{what:<8} {}: {:.3} ms, was {:.3} ({ratio:.2} times{}{noisy})",
             row.key(),
             row.median_ms,
-            before.median_ms
+            before.median_ms,
+            machine.unwrap_or_default(),
         ));
     }
-    let gone = old.iter().filter(|o| new.iter().all(|n| n.key() != o.key()));
+    let gone = old.iter().filter(|o| all && new.iter().all(|n| n.key() != o.key()));
     lines.extend(gone.map(|row| format!("gone     {}", row.key())));
     lines
 }
@@ -72,24 +79,33 @@ mod tests {
         let old = spread(9.0, 10.0, 11.0);
         for (new, expected) in [
             (
-                spread(7.0, 8.0, 8.9),
+                spread(7.5, 8.0, 8.9),
                 "faster   cpu portable b1 h8 n4096 d64 w128 causal, 2 threads, some machine: 8.000 ms, was 10.000 (0.80 times)",
             ),
             (spread(11.1, 12.0, 13.0), "slower "),
             (spread(8.0, 8.5, 9.1), "same "),
             (spread(10.9, 11.5, 12.0), "same "),
         ] {
-            let lines = compare(std::slice::from_ref(&old), &[new]);
+            let lines = compare(std::slice::from_ref(&old), &[new], true);
             assert!(lines.len() == 1 && lines[0].starts_with(expected), "{expected}: {lines:?}");
         }
     }
 
     #[test]
     fn rows_of_one_run_alone() {
-        let lines = compare(&[row(1.0)], &[Row { threads: 1, ..row(1.0) }]);
+        let lines = compare(&[row(1.0)], &[Row { threads: 1, ..row(1.0) }], true);
         let starts: Vec<_> = lines.iter().map(|l| &l[..8]).collect();
         assert_eq!(starts, ["new     ", "gone    "]);
         assert!(lines[0].contains("1 thread,") && lines[1].contains("2 threads"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_machine_that_moved_is_said_and_one_shape_is_no_suite() {
+        let slow = Row { floor_gflops: Some(50.0), ..row(2.0) };
+        let old = [row(1.0), Row { threads: 1, ..row(1.0) }];
+        let lines = compare(&old, &[slow], false);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].ends_with("(2.00 times; a matrix product: 2.00 times)"), "{lines:?}");
     }
 
     /// 1.5 times as fast where a matrix product gains 2.

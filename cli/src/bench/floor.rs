@@ -28,7 +28,9 @@ pub fn count_threads(threads: usize) -> String {
 }
 
 impl Floor {
+    /// Of as many threads, or one a core where those are fewer: more have nothing to run on.
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
+        let threads = threads.min(std::thread::available_parallelism().map_or(1, |n| n.get()));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()

@@ -1,5 +1,7 @@
 //! What a record says of where it was made.
 
+use std::time::Duration;
+
 use crate::backend::Chosen;
 
 /// The machine, the system, the build.
@@ -84,6 +86,24 @@ pub fn available_bytes() -> Option<u64> {
 /// How often this thread has waited for another, or for a device; Linux tells.
 pub fn waits() -> Option<u64> {
     kernel_number("/proc/thread-self/status", "voluntary_ctxt_switches:")
+}
+
+/// That other programs compute at the moment, on a tenth of a core or more: Linux tells.
+pub fn others() -> Option<String> {
+    // Hundredths of a second of all cores, but for idle and waiting ones.
+    let busy = || -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let numbers = text.lines().next()?.split_whitespace().skip(1).map(str::parse);
+        let numbers: Vec<u64> = numbers.collect::<Result<_, _>>().ok()?;
+        Some(numbers.iter().take(3).sum::<u64>() + numbers.get(5..8)?.iter().sum::<u64>())
+    };
+    let before = busy()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let ticks = busy()?.saturating_sub(before);
+    let cores = ticks as f64 / 30.0;
+    (cores >= 0.1).then(|| {
+        format!("warning  other programs compute on {cores:.1} cores: times and ratios will be off")
+    })
 }
 
 /// A size that a file of the kernel's gives in KiB.

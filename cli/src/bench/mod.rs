@@ -56,7 +56,7 @@ pub struct BenchArgs {
     /// Tile of the GPU kernels, or matrix: on matrix units, of f16 tensors; or fastest: measured once, and kept in the user's cache directory [default: by rules].
     #[arg(long, value_parser = tile::parse_tile, value_name = "NAME")]
     tile: Option<tile::TileChoice>,
-    /// Threads of the CPU engine and of peers; several numbers compare them [default: all].
+    /// Threads of the CPU engine and of peers; several numbers, without --peer, compare them [default: all].
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     threads: Vec<usize>,
     /// Instruction set of the CPU engine [default: the best].
@@ -69,12 +69,12 @@ pub struct BenchArgs {
     #[arg(long, value_enum)]
     peer: Vec<Peer>,
     /// Python that has the peers' packages (benches/peers/requirements.txt).
-    #[arg(long, default_value = "python3", value_name = "PATH")]
+    #[arg(long, requires = "peer", default_value = "python3", value_name = "PATH")]
     python: PathBuf,
     /// Seconds that a peer may take to answer, to start and to compile included.
-    #[arg(long, default_value_t = 600.0, value_parser = parse_patience, allow_negative_numbers = true, value_name = "SECONDS")]
+    #[arg(long, requires = "peer", default_value_t = 600.0, value_parser = parse_patience, allow_negative_numbers = true, value_name = "SECONDS")]
     peer_timeout: f64,
-    /// One JSON object a line into a file once all is measured, or to standard output, as they come, for -.
+    /// One JSON object a line into a file once all is measured, or to standard output, as they come, for - or no value.
     #[arg(long, value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// A CSV file, written once all is measured.
@@ -162,6 +162,9 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     for line in machine.lines() {
         console.say(line);
     }
+    if let Some(line) = machine::others() {
+        console.say(line);
+    }
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
     let files = files.clone().any(|path| !is_standard_output(path));
     let results = measure_all(&shapes, &mut setups, args.seconds, &machine, (console, files))?;
@@ -173,7 +176,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         console.note(line);
     }
     if let Some(old) = old {
-        for line in compare::compare(&old, &results.rows) {
+        for line in compare::compare(&old, &results.rows, !args.shape.is_given()) {
             console.note(line);
         }
     }

@@ -3,13 +3,15 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::shape::{BenchShape, HIDDEN};
+use crate::console::plain;
 use crate::error::BadInput;
 
 /// What ours is compared with.
@@ -48,8 +50,7 @@ pub struct PeerProcess {
     child: Child,
     to: ChildStdin,
     answers: Receiver<String>,
-    /// What it says on standard error.
-    words: Receiver<String>,
+    words: LastWords,
     /// How long an answer may take.
     patience: Duration,
     peak: Option<u64>,
@@ -92,14 +93,14 @@ impl PeerProcess {
             child,
             to,
             answers: lines_of(from),
-            words: lines_of(errors),
+            words: LastWords::of(errors),
             patience,
             peak: None,
             python: python.to_owned(),
         };
         // The first line says whether its packages are there.
         let version = process.answer().and_then(|answer| {
-            let version = answer["torch"].as_str().map(str::to_owned);
+            let version = answer["torch"].as_str().map(plain);
             version.ok_or_else(|| format!("it answered {answer}"))
         });
         process.version = version.map_err(fail)?;
@@ -124,7 +125,7 @@ impl PeerProcess {
     pub fn run(&mut self) -> Result<f64, String> {
         let answer = self.ask(&json!({ "run": 1 }))?;
         self.peak = answer["peak_rss_bytes"].as_u64();
-        let seconds = answer["seconds"].as_f64().filter(|seconds| *seconds > 0.0);
+        let seconds = answer["seconds"].as_f64().filter(|s| (1e-9..1e9).contains(s));
         seconds.ok_or_else(|| format!("it answered {answer}"))
     }
 
@@ -134,12 +135,17 @@ impl PeerProcess {
 
     /// That it is there no more, and its last words.
     fn ended(&mut self) -> String {
-        // Not until the pipe is closed: processes of its own may hold it open.
-        let next = || self.words.recv_timeout(Duration::from_millis(500)).ok();
-        match std::iter::from_fn(next).last() {
+        match self.words.read() {
             Some(words) => format!("it ended without an answer: {words}"),
             None => "it ended without an answer".to_owned(),
         }
+    }
+
+    /// Ends one that is out of step: a later answer would be taken for that to another question.
+    fn end(&mut self) {
+        // It has nothing to save.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     fn ask(&mut self, what: &Value) -> Result<Value, String> {
@@ -153,14 +159,16 @@ impl PeerProcess {
             Ok(line) => line,
             Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
             Err(RecvTimeoutError::Timeout) => {
-                // A late answer would be taken for that to a later question.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+                self.end();
                 let seconds = self.patience.as_secs_f64();
                 return Err(format!("no answer in {seconds} s (--peer-timeout)"));
             }
         };
-        let answer: Value = serde_json::from_str(&line).map_err(|_| format!("it said {line:?}"))?;
+        let Ok(answer) = serde_json::from_str::<Value>(&line) else {
+            self.end();
+            let start: String = line.chars().take(200).collect();
+            return Err(format!("it said {start:?}"));
+        };
         match answer["error"].as_str() {
             Some(why) => Err(why.to_owned()),
             None => Ok(answer),
@@ -171,27 +179,96 @@ impl PeerProcess {
 /// The longest line that is read whole.
 const LONGEST_LINE: u64 = 1 << 16;
 
-/// The lines that say something, read as they come: a full pipe would stop who writes it.
-fn lines_of(from: impl Read + Send + 'static) -> Receiver<String> {
-    let (to, lines) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut from = BufReader::new(from);
-        let mut line = Vec::new();
-        while matches!((&mut from).take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(1..)) {
-            let said = String::from_utf8_lossy(&line).trim().to_owned();
-            line.clear();
-            if !said.is_empty() && to.send(said).is_err() {
-                return;
-            }
+/// Calls `each` with lines that say something, read as they come: a full pipe would stop who writes it.
+fn each_line(from: impl Read, mut each: impl FnMut(String) -> bool) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while matches!((&mut from).take(LONGEST_LINE).read_until(b'\n', &mut line), Ok(1..)) {
+        let said = String::from_utf8_lossy(&line).trim().to_owned();
+        line.clear();
+        if !said.is_empty() && !each(said) {
+            return;
         }
-    });
+    }
+}
+
+/// The lines of an output, of which few are kept before they are taken.
+fn lines_of(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (to, lines) = sync_channel(16);
+    std::thread::spawn(move || each_line(from, |line| to.send(line).is_ok()));
     lines
+}
+
+/// The last thing that is said on an output.
+struct LastWords {
+    last: Arc<Mutex<Option<String>>>,
+    /// Hangs up at the end.
+    end: Receiver<()>,
+}
+
+impl LastWords {
+    fn of(from: impl Read + Send + 'static) -> Self {
+        let (at_end, end) = sync_channel(1);
+        let last = Arc::new(Mutex::new(None));
+        let to = last.clone();
+        std::thread::spawn(move || {
+            each_line(from, |line| {
+                *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+                true
+            });
+            drop(at_end);
+        });
+        Self { last, end }
+    }
+
+    /// Not waited for until the pipe is closed: processes of its own may hold it open.
+    fn read(&self) -> Option<String> {
+        let _ = self.end.recv_timeout(Duration::from_millis(500));
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl Drop for PeerProcess {
     fn drop(&mut self) {
-        // It has nothing to save.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// One that ended at a shape, or was out of step after it, is started again for the next.
+    #[test]
+    fn one_that_failed_is_started_again() {
+        for (at_first, why) in [
+            ("exit", "it ended without an answer"),
+            ("echo 'a warning'; echo '{}'", "it said \"a warning\""),
+            ("sleep 30", "no answer in 2 s (--peer-timeout)"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (python, met) = (folder.path().join("python"), folder.path().join("met"));
+            let met = met.display();
+            let script = format!(
+                r#"#!/bin/sh
+                echo '{{"torch": "9"}}'
+                while read line; do
+                    [ -e {met} ] || {{ touch {met}; {at_first}; }}
+                    case $line in
+                        *prepare*) echo '{{"rotary": false}}';;
+                        *) echo '{{"seconds": 1}}';;
+                    esac
+                done"#
+            );
+            std::fs::write(&python, script).unwrap();
+            std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let patience = Duration::from_secs(2);
+            let mut peer = PeerProcess::start(Peer::Flex, &python, 1, patience).unwrap();
+            let shape = BenchShape::causal(1, 64, 16, 8);
+            assert_eq!(peer.prepare(&shape).map(|_| ()), Err(why.to_owned()));
+            assert!(!peer.prepare(&shape).unwrap().rotary);
+            assert_eq!(peer.run(), Ok(1.0));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use local_attention::Problem;
 use serde::{Deserialize, Serialize};
 
+use super::columns::NOISY;
 use super::floor::{Floor, count_threads};
 use super::machine::Machine;
 use super::measure::Measured;
@@ -143,6 +144,11 @@ impl Row {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    /// Whether the middle half of its runs spans much of their median.
+    pub fn is_noisy(&self) -> bool {
+        self.upper_ms - self.lower_ms > NOISY * self.median_ms
+    }
+
     /// What makes two rows measurements of the same thing.
     pub fn key(&self) -> String {
         let Self { backend, adapter, variant, shape, threads, .. } = self;
@@ -175,9 +181,14 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>, BadInput> {
         return Err(BadInput::file(path, "holds no rows of a bench --json file"));
     }
     rows.map(|(i, line)| {
-        serde_json::from_str(line).map_err(|e| {
-            BadInput::file(path, format!("line {} is no row of a bench --json file: {e}", i + 1))
-        })
+        let fail = |why: &dyn std::fmt::Display| {
+            BadInput::file(path, format!("line {} is no row of a bench --json file: {why}", i + 1))
+        };
+        let row: Row = serde_json::from_str(line).map_err(|e| fail(&e))?;
+        match row.median_ms {
+            ms if ms > 0.0 && ms.is_finite() => Ok(row),
+            ms => Err(fail(&format!("median_ms is {ms}: it must be above 0"))),
+        }
     })
     .collect()
 }

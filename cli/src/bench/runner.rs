@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::gpu::wgpu;
+use local_attention::gpu::{MAX_HEAD_DIM, wgpu};
 use local_attention::{Call, Engine, HostInputs, Problem, Reference};
 
 use super::floor::Floor;
@@ -30,6 +30,11 @@ pub fn check_type(chosen: &Chosen, shape: &BenchShape) -> Result<(), BadInput> {
     let oracle = matches!(chosen, Chosen::Reference | Chosen::ReferenceF32);
     if oracle && shape.dtype == BenchType::F16 {
         return Err(BadInput::Usage(format!("{shape}: {}", oracle_on_f16())));
+    }
+    let features = shape.head_dim;
+    if matches!(chosen, Chosen::Gpu(_)) && features > MAX_HEAD_DIM {
+        let why = format!("{shape}: the GPU engine takes a head_dim of {MAX_HEAD_DIM} at most");
+        return Err(BadInput::Usage(why));
     }
     Ok(())
 }

@@ -53,6 +53,11 @@ pub struct ShapeArgs {
 }
 
 impl ShapeArgs {
+    /// Whether there is one.
+    pub fn is_given(&self) -> bool {
+        self.n.is_some()
+    }
+
     pub fn shape(&self) -> Result<Option<BenchShape>, BadInput> {
         let Some(n) = self.n else { return Ok(None) };
         let shape = BenchShape {

@@ -256,6 +256,14 @@ impl PipelineKey {
                     let f16_out = !vec4;
                     let key = Self { storage, matrix, features, head_dim, vec4, f16_out, ..self };
                     all.extend([key, Self { dropout: true, ..key }]);
+                    // Loaded in ways of their own.
+                    if (features, head_dim) == (Features::All, 64) {
+                        all.extend(Arena::kinds().map(|arena| Self {
+                            arena,
+                            f16_out: false,
+                            ..key
+                        }));
+                    }
                 }
             }
         }
