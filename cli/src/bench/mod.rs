@@ -155,14 +155,15 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
         runner::check_type(&chosen, shape)?;
         shape.check_memory(&chosen)?;
     }
+    // Before what is started here computes.
+    if let Some(line) = machine::others() {
+        console.say(line);
+    }
     let starts = |peer: Peer| console.say(format!("starting {}", peer.name()));
     let mut setups = Setup::all(args, &chosen, starts)?;
 
     let machine = Machine::read(&chosen);
     for line in machine.lines() {
-        console.say(line);
-    }
-    if let Some(line) = machine::others() {
         console.say(line);
     }
     let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
