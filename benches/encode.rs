@@ -40,6 +40,8 @@ static ALLOCATOR: Counting = Counting;
 
 const CALLS: usize = 2000;
 const ROUNDS: usize = 15;
+/// Of a call.
+const UNIFORM_BYTES: usize = 512;
 
 fn main() -> Result<()> {
     let gpu = &Gpu::request_blocking(&request())?;
@@ -48,7 +50,7 @@ fn main() -> Result<()> {
     measure(gpu, 0.1)
 }
 
-/// With a probability of dropout, which gives each call a slot of the workspace.
+/// With a probability of dropout, which gives each call numbers of its own: the bare dispatch writes as many then.
 fn measure(gpu: &Gpu, dropout: f64) -> Result<()> {
     let (n, d) = (256, 64);
     let config = LocalAttentionConfig::new(64).causal(true).dropout(dropout);
@@ -64,12 +66,16 @@ fn measure(gpu: &Gpu, dropout: f64) -> Result<()> {
     let start = Instant::now();
     let bound = plan.bind_forward_blocking(&tensors, &workspace)?;
     let bind = start.elapsed();
-    let (pipeline, group) = bare(gpu, &buffers);
+    let (pipeline, group, uniform) = bare(gpu, &buffers);
+    let numbers = [0_u8; UNIFORM_BYTES];
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         workspace.recall();
         ours.push(record(gpu, |pass| Ok(bound.encode(pass, &mut workspace, &call)?))?);
         theirs.push(record(gpu, |pass| {
+            if dropout > 0.0 {
+                gpu.queue().write_buffer(&uniform, 0, &numbers);
+            }
             pass.set_pipeline(&pipeline);
             pass.set_bind_group(0, &group, &[0]);
             pass.dispatch_workgroups(1, 1, 1);
@@ -116,7 +122,10 @@ fn record(
 }
 
 /// A kernel that does nothing, with a uniform at a dynamic offset and eight storage buffers.
-fn bare(gpu: &Gpu, buffers: &[wgpu::Buffer; 4]) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
+fn bare(
+    gpu: &Gpu,
+    buffers: &[wgpu::Buffer; 4],
+) -> (wgpu::ComputePipeline, wgpu::BindGroup, wgpu::Buffer) {
     let device = gpu.device();
     let written = [4_u32, 8];
     let entries = std::array::from_fn::<_, 9, _>(|i| wgpu::BindGroupLayoutEntry {
@@ -161,7 +170,8 @@ fn bare(gpu: &Gpu, buffers: &[wgpu::Buffer; 4]) -> (wgpu::ComputePipeline, wgpu:
             mapped_at_creation: false,
         })
     };
-    let (uniform, lse) = (make(wgpu::BufferUsages::UNIFORM), make(wgpu::BufferUsages::STORAGE));
+    let uniform = make(wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST);
+    let lse = make(wgpu::BufferUsages::STORAGE);
     let spare = make(wgpu::BufferUsages::STORAGE);
     let [q, k, v, out] = buffers;
     let all = [&uniform, q, k, v, out, &spare, &spare, &spare, &lse];
@@ -174,5 +184,5 @@ fn bare(gpu: &Gpu, buffers: &[wgpu::Buffer; 4]) -> (wgpu::ComputePipeline, wgpu:
         layout: &layout,
         entries: &entries,
     });
-    (pipeline, group)
+    (pipeline, group, uniform)
 }
