@@ -41,7 +41,7 @@ static ALLOCATOR: Counting = Counting;
 const CALLS: usize = 2000;
 const ROUNDS: usize = 15;
 /// Of a call.
-const UNIFORM_BYTES: usize = 512;
+const UNIFORM_BYTES: usize = 24;
 
 fn main() -> Result<()> {
     let gpu = &Gpu::request_blocking(&request())?;
@@ -77,7 +77,7 @@ fn measure(gpu: &Gpu, dropout: f64) -> Result<()> {
                 gpu.queue().write_buffer(&uniform, 0, &numbers);
             }
             pass.set_pipeline(&pipeline);
-            pass.set_bind_group(0, &group, &[0]);
+            pass.set_bind_group(0, &group, &[0, 0]);
             pass.dispatch_workgroups(1, 1, 1);
             Ok(())
         })?);
@@ -121,22 +121,22 @@ fn record(
     Ok((seconds, ALLOCATIONS.load(Ordering::Relaxed) - before))
 }
 
-/// A kernel that does nothing, with a uniform at a dynamic offset and eight storage buffers.
+/// A kernel that does nothing, with two uniforms at dynamic offsets and eight storage buffers.
 fn bare(
     gpu: &Gpu,
     buffers: &[wgpu::Buffer; 4],
 ) -> (wgpu::ComputePipeline, wgpu::BindGroup, wgpu::Buffer) {
     let device = gpu.device();
     let written = [4_u32, 8];
-    let entries = std::array::from_fn::<_, 9, _>(|i| wgpu::BindGroupLayoutEntry {
+    let entries = std::array::from_fn::<_, 10, _>(|i| wgpu::BindGroupLayoutEntry {
         binding: i as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer {
             ty: match i {
-                0 => wgpu::BufferBindingType::Uniform,
+                0 | 9 => wgpu::BufferBindingType::Uniform,
                 _ => wgpu::BufferBindingType::Storage { read_only: !written.contains(&(i as u32)) },
             },
-            has_dynamic_offset: i == 0,
+            has_dynamic_offset: i == 0 || i == 9,
             min_binding_size: None,
         },
         count: None,
@@ -174,8 +174,8 @@ fn bare(
     let lse = make(wgpu::BufferUsages::STORAGE);
     let spare = make(wgpu::BufferUsages::STORAGE);
     let [q, k, v, out] = buffers;
-    let all = [&uniform, q, k, v, out, &spare, &spare, &spare, &lse];
-    let entries = std::array::from_fn::<_, 9, _>(|i| wgpu::BindGroupEntry {
+    let all = [&uniform, q, k, v, out, &spare, &spare, &spare, &lse, &uniform];
+    let entries = std::array::from_fn::<_, 10, _>(|i| wgpu::BindGroupEntry {
         binding: i as u32,
         resource: all[i].as_entire_binding(),
     });

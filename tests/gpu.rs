@@ -17,7 +17,7 @@ type Test = fn(&Gpu) -> Result<(), Failed>;
 
 /// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
 /// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
-const TESTS: [(&str, Test, Option<usize>); 31] = [
+const TESTS: [(&str, Test, Option<usize>); 34] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
     ("tiles_by_rules", gpu_suite::autotune::by_rules, None),
     ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
@@ -30,6 +30,8 @@ const TESTS: [(&str, Test, Option<usize>); 31] = [
     ("gradients_interleaved", gpu_suite::gradients::interleaved, None),
     ("gradients_of_what_does_not_fit", gpu_suite::gradients::every_error, None),
     ("gradients_in_one_buffer", gpu_suite::gradients::one_buffer, Some(1)),
+    ("values_of_several_blocks", gpu_suite::oracle::wide_values, Some(0)),
+    ("a_device_with_default_limits", gpu_suite::oracle::default_device, Some(0)),
     ("hard_geometries", gpu_suite::oracle::hard_geometries, Some(1)),
     ("windows_far_larger_than_the_sequence", gpu_suite::large_window::large_window, Some(1)),
     ("windows_of_many_keys", gpu_suite::long_window::long_window, Some(0)),
@@ -46,6 +48,7 @@ const TESTS: [(&str, Test, Option<usize>); 31] = [
     ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere, None),
     ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows, None),
     ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all, Some(1)),
+    ("a_workspace_recalled_too_early", gpu_suite::own_device::recalled_too_early, None),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls, None),
     ("examples_run", gpu_suite::own_device::examples, None),
     ("a_future_yields", gpu_suite::waiting::yields, None),

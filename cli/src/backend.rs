@@ -106,8 +106,11 @@ impl Engines {
             }
             (Backend::Gpu, Ok(gpu)) => asked(Chosen::Gpu(gpu.clone())),
             (Backend::Auto, Ok(gpu)) if !gpu.caps().is_software() => {
-                let key = problem.map(|p| gpu.key(p, &Layouts::any(Storage::F32)));
-                match key {
+                // The plan of the call itself, whose kernel is kept.
+                let storage = if dtype == Dtype::F16 { Storage::F16 } else { Storage::F32 };
+                let mut layouts = Layouts::any(storage);
+                layouts.vec4 = true;
+                match problem.map(|p| gpu.plan_blocking(p, &layouts)) {
                     Some(Err(e)) => cpu(e.to_string()),
                     _ => (Chosen::Gpu(gpu.clone()), "the best adapter of this machine".to_owned()),
                 }

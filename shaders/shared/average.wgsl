@@ -73,7 +73,7 @@ fn average_hidden(packed_row: u32, rows: u32, first_feature: u32) {
         for (var i = 0u; i < TQ; i++) {
             if ((rows >> i) & 1u) == 1u {
 #ifdef DROPOUT
-                hidden_sums[i] *= params.dropout_factor;
+                hidden_sums[i] *= dropout.factor;
 #endif
                 sums[i * SUMS + c] = hidden_sums[i] / max(f32(hidden[i]), 1.0);
             }

@@ -7,7 +7,7 @@ fn drop_weights(packed_row: u32, first: u32) {
             if weights[i] > 0.0 {
                 let query = part.row + i;
                 let kept = is_kept(packed_row, query, slot_of(query, first + part.column));
-                weights[i] = select(0.0, weights[i] * params.dropout_factor, kept);
+                weights[i] = select(0.0, weights[i] * dropout.factor, kept);
             }
         }
         s_tile[part.at] = weights;

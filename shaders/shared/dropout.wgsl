@@ -2,6 +2,15 @@
 
 #import params
 
+// What changes from call to call, all else being as it was bound: src/gpu/params.rs, word for word.
+struct Dropout {
+    key: vec2<u32>,
+    offset: u32,
+    threshold: u32,
+    factor: f32,
+    unused: u32,
+}
+
 // Both halves of a 64-bit product: (low, high).
 fn wide_product(a: u32, b: u32) -> vec2<u32> {
     let a0 = a & 0xffffu;
@@ -16,7 +25,7 @@ fn wide_product(a: u32, b: u32) -> vec2<u32> {
 
 fn philox(from_counter: vec4<u32>) -> vec4<u32> {
     var counter = from_counter;
-    var key = params.dropout_key;
+    var key = dropout.key;
     for (var turns = 0u; turns < 10u; turns++) {
         let first = wide_product(counter.x, 0xD2511F53u);
         let second = wide_product(counter.z, 0xCD9E8D57u);
@@ -28,6 +37,6 @@ fn philox(from_counter: vec4<u32>) -> vec4<u32> {
 
 // Whether a weight is kept, and then multiplied by the factor.
 fn is_kept(row: u32, query: u32, slot: u32) -> bool {
-    let words = philox(vec4<u32>(slot / 4u, query, row, params.dropout_offset));
-    return words[slot % 4u] >= params.dropout_threshold;
+    let words = philox(vec4<u32>(slot / 4u, query, row, dropout.offset));
+    return words[slot % 4u] >= dropout.threshold;
 }

@@ -109,7 +109,7 @@ fn load_factors(packed_row: u32, first: u32) {
         for (var i = 0u; i < PART; i++) {
             let query = query_of(part.row + i, column);
             let kept = is_kept(packed_row, query, slot_of(query, key_of(part.row + i, column)));
-            factors[i] = select(0.0, params.dropout_factor, kept);
+            factors[i] = select(0.0, dropout.factor, kept);
         }
         s_tile[part.at] = factors;
     }

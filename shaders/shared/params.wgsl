@@ -46,10 +46,7 @@ struct Params {
     bias_rows: u32,
     bias_queries: u32,
     slots: u32,
-    dropout_threshold: u32,
-    dropout_key: vec2<u32>,
-    dropout_offset: u32,
-    dropout_factor: f32,
+    unused: u32,
     // Sizes of the leading dimensions, the fastest last.
     leading: vec4<u32>,
     q: View,
@@ -86,7 +83,7 @@ struct Params {
 #ifdef MATRIX
     score_scale: f32,
 #else
-    unused: u32,
+    unused_score_scale: u32,
 #endif
     angles: Table,
     angles_fine: Table,

@@ -12,7 +12,7 @@ fn share_hidden(packed_row: u32, keys: Keys, first_feature: u32) {
     for (var query = queries.start; query < queries.end; query++) {
         var share = tables[stats_at(packed_row, query)].w;
 #ifdef DROPOUT
-        share *= params.dropout_factor;
+        share *= dropout.factor;
 #endif
         if share > 0.0 {
             let slots = gathered(query / params.window);

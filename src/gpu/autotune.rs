@@ -165,13 +165,14 @@ impl Gpu {
             let first = problem.shape.query.start;
             let piece = Piece::new(plan, &inputs, first, chunk, outcome).await?;
             let bound = plan.bind_piece(&piece.tensors(), chunk, &workspace).await?;
-            candidates.push((bound, chunk.rows.len() * chunk.queries.len(), Vec::new()));
+            // The piece frees its tensors when it goes.
+            candidates.push((bound, chunk.rows.len() * chunk.queries.len(), Vec::new(), piece));
         }
         let mut calls = 1;
         // Compiled, then timed once to see how many calls make a sample.
         for round in 0..ROUNDS + 2 {
             let mut fastest = f64::INFINITY;
-            for (bound, _, samples) in &mut candidates {
+            for (bound, _, samples, _) in &mut candidates {
                 workspace.recall();
                 let start = Instant::now();
                 checked(self.both(), "measuring kernels", || {
@@ -202,7 +203,7 @@ impl Gpu {
             samples[samples.len() / 2] * all / queries as f64
         };
         let keys = plans.iter().map(|(plan, _)| plan.key());
-        Ok(keys.zip(candidates).map(|(k, (_, queries, s))| (k, seconds(s, queries))).collect())
+        Ok(keys.zip(candidates).map(|(k, (_, queries, s, _))| (k, seconds(s, queries))).collect())
     }
 }
 

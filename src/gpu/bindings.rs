@@ -34,6 +34,9 @@ pub(super) enum Slot {
 /// storage buffers that every device has.
 const READ: [u32; 6] = [1, 2, 3, 5, 6, 7];
 const WRITTEN: [u32; 2] = [4, 8];
+/// The numbers of uniforms: of the part, and of the call.
+const PARAMS: u32 = 0;
+pub(super) const DROPOUT: u32 = 9;
 
 /// A slot of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub(super) fn places(kernel: Kernel) -> impl Iterator<Item = Place> {
         Kernel::Copy => (&[From], &[Out]),
     };
     let place = |slot: &Slot, number, written| Place { slot: *slot, number, written };
-    let uniforms = Place { slot: Slot::Params, number: 0, written: false };
+    let uniforms = Place { slot: Slot::Params, number: PARAMS, written: false };
     std::iter::once(uniforms)
         .chain(read.iter().zip(READ).map(move |(slot, number)| place(slot, number, false)))
         .chain(written.iter().zip(WRITTEN).map(move |(slot, number)| place(slot, number, true)))
@@ -134,7 +137,8 @@ pub(super) fn layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
         count: None,
     };
     let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true)];
+    let uniforms = [PARAMS, DROPOUT];
+    let mut entries = uniforms.map(|n| entry(n, wgpu::BufferBindingType::Uniform, true)).to_vec();
     entries.extend(READ.map(|number| entry(number, storage(true), false)));
     entries.extend(WRITTEN.map(|number| entry(number, storage(false), false)));
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -145,17 +149,17 @@ pub(super) fn layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
 
 /// What a dispatch binds, by number.
 #[derive(Clone)]
-pub(super) struct Bindings<'a>([wgpu::BufferBinding<'a>; 9]);
+pub(super) struct Bindings<'a>([wgpu::BufferBinding<'a>; 10]);
 
 impl<'a> Bindings<'a> {
-    /// Nothing: one buffer where a kernel may read, another where it may write.
+    /// Nothing but uniforms: one buffer where a kernel may read, another where it may write.
     pub(super) fn new(
         uniforms: wgpu::BufferBinding<'a>,
         [read, written]: &'a [wgpu::Buffer; 2],
     ) -> Self {
-        Self(std::array::from_fn(|number| match number {
-            0 => uniforms.clone(),
-            _ if WRITTEN.contains(&(number as u32)) => whole(written),
+        Self(std::array::from_fn(|number| match number as u32 {
+            PARAMS | DROPOUT => uniforms.clone(),
+            number if WRITTEN.contains(&number) => whole(written),
             _ => whole(read),
         }))
     }

@@ -7,7 +7,7 @@ use super::error::{BindError, PlanError};
 use super::layout::{LaidTensors, check_fit};
 use super::loops;
 use super::owned::Owned;
-use super::params::{self, Params};
+use super::params::{self, DropoutParams, Params};
 use super::plan::{Pipelines, Plan};
 use super::scope::checked;
 use super::shader::PipelineKey;
@@ -34,10 +34,9 @@ struct Part {
     /// With uniforms of its own, written once.
     group: wgpu::BindGroup,
     offset: u32,
-    /// With those of the workspace, for calls with dropout: each has other ones. And whether those take more turns of
+    /// With the workspace too, for calls with dropout: each has other numbers. And whether those take more turns of
     /// loops than the adapter has.
     dropping: Option<(wgpu::BindGroup, Result<(), PlanError>)>,
-    params: Params,
     workgroups: [u32; 3],
 }
 
@@ -61,7 +60,9 @@ pub(super) struct Dispatch<'a> {
 }
 
 impl Plan {
-    /// Binds tensors: shapes, types, usages, sizes and limits are checked here, once.
+    /// Binds tensors: shapes, types, usages, sizes and limits are checked here, once, and the uniforms of all dispatches
+    /// are written to a buffer of their own. Tensors that lie in the output's buffer have a kernel of their own, compiled
+    /// at the first such call.
     ///
     /// # Errors
     /// Tensors that do not fit the plan, and parts that do not fit the device; see [`BindError`].
@@ -157,7 +158,7 @@ impl Bound {
         mut own: Owned,
     ) -> Result<Self, BindError> {
         let (gpu, problem) = (&plan.gpu, &plan.problem);
-        let stride = workspace::stride(gpu);
+        let stride = workspace::stride::<Params>(gpu);
         let (device, queue) = gpu.both();
         for dispatch in &dispatches {
             // How many keys are visited is known now that the bias is.
@@ -166,7 +167,10 @@ impl Bound {
         // Offsets into it are counted in 32 bits.
         let size = stride.saturating_mul(dispatches.len().max(1) as u64);
         let max = device.limits().max_buffer_size.min(u64::from(u32::MAX));
-        check_fit([("uniforms", size)], max)?;
+        if size > max {
+            let limit = "max_buffer_size";
+            return Err(PlanError::Limit { limit, got: max, needed: size }.into());
+        }
         let parts = checked((device, queue), "binding tensors", || {
             let uniforms = own.add(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("local-attention uniforms"),
@@ -178,7 +182,8 @@ impl Bound {
                 let offset = i as u64 * stride;
                 let Dispatch { key, pipelines, params, bindings, workgroups } = dispatch;
                 queue.write_buffer(&uniforms, offset, bytemuck::bytes_of(&params));
-                let mut all = Bindings::new(workspace::uniforms(&uniforms), &plan.nothing);
+                let mut all =
+                    Bindings::new(workspace::uniforms::<Params>(&uniforms), &plan.nothing);
                 let tables = [(Slot::Tables, bindings::whole(&plan.tables))];
                 let tables = bindings::numbered(key.kernel, tables);
                 tables
@@ -187,13 +192,13 @@ impl Bound {
                     .for_each(|(number, binding)| all.set(number, binding));
                 let group = |all: Bindings<'_>| all.group(device, gpu.group_layout());
                 let alone = group(all.clone());
-                all.set(0, workspace.binding());
+                all.set(bindings::DROPOUT, workspace.binding());
                 let dropping = pipelines.drop().then(|| {
                     let turns = loops::check(gpu, problem, &key, &params, true);
                     (group(all), turns)
                 });
                 let offset = offset as u32;
-                Part { pipelines, group: alone, offset, dropping, params, workgroups }
+                Part { pipelines, group: alone, offset, dropping, workgroups }
             };
             dispatches.into_iter().enumerate().map(part).collect()
         })
@@ -205,7 +210,12 @@ impl Bound {
     /// Frees its memory on the device once what was submitted is done; it cannot be submitted again. Dropping it
     /// does so natively, but in browsers leaves it to the garbage collector, which does not know how large it is.
     pub fn destroy(&self) {
-        self.own.iter().for_each(wgpu::Buffer::destroy);
+        drop(self.owned());
+    }
+
+    /// Its memory, freed when this is dropped.
+    pub(super) fn owned(&self) -> Owned {
+        Owned::of(&self.own)
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), BindError> {
@@ -225,7 +235,7 @@ impl Bound {
         self.parts.len()
     }
 
-    /// Records a call into the caller's pass: nothing is allocated, nothing submitted. (With dropout wgpu takes memory
+    /// Records a call into the caller's pass, where it leaves its pipeline and its bind group 0: nothing is allocated, nothing submitted. (With dropout wgpu takes memory
     /// of its own for the uniforms of each dispatch that drops weights.) A call takes
     /// [`workspace_slots`](Self::workspace_slots) of the workspace.
     ///
@@ -271,13 +281,12 @@ impl Bound {
     ) -> Result<(), BindError> {
         pass.set_pipeline(part.pipelines.of(call));
         match part.dropping.as_ref().zip(call.dropout) {
-            None => pass.set_bind_group(0, &part.group, &[part.offset]),
+            None => pass.set_bind_group(0, &part.group, &[part.offset, 0]),
             Some(((group, _), dropout)) => {
                 workspace.check_room(1)?;
-                let mut params = part.params;
-                set_dropout(&mut params, self.problem.dropout, dropout);
+                let params = dropout_params(self.problem.dropout, dropout);
                 let offset = workspace.write(self.gpu.queue(), &params);
-                pass.set_bind_group(0, group, &[offset]);
+                pass.set_bind_group(0, group, &[part.offset, offset]);
             }
         }
         let [x, y, z] = part.workgroups;
@@ -287,10 +296,8 @@ impl Bound {
     }
 }
 
-fn set_dropout(params: &mut Params, p: f64, Dropout { seed, offset }: Dropout) {
+fn dropout_params(p: f64, Dropout { seed, offset }: Dropout) -> DropoutParams {
     let (threshold, factor) = crate::dropout::threshold_and_factor(p);
-    params.dropout_threshold = threshold;
-    params.dropout_factor = factor as f32;
-    params.dropout_key = [seed as u32, (seed >> 32) as u32];
-    params.dropout_offset = offset;
+    let key = [seed as u32, (seed >> 32) as u32];
+    DropoutParams { key, offset, threshold, factor: factor as f32, unused: 0 }
 }

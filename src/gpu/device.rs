@@ -426,7 +426,8 @@ impl Gpu {
             // their bindings, or, of host tensors, that `Piece` has made them for, keys below `key_len` and in the range that a part is bound
             // with, positions of masks in the tiles of that range, slots of a bias below its width because `load_biases` asks for no others. Rotary
             // tables: positions of visible keys and of queries of one block, which is what they
-            // are made for. Gradients: what `LaidBackward` has found to lie in its bindings; `Scratch` sizes the table of what
+            // are made for. Uniforms of a part are written once, when it is bound, and what calls write are numbers of
+            // dropout alone. Gradients: what `LaidBackward` has found to lie in its bindings; `Scratch` sizes the table of what
             // is known of queries and the copy of the mask by the shapes that index them, and `Cut` the parts of a bias's. Tiles: constants of the key, `tile.rs` sizes them. Loops count up to
             // these ends. A test holds checked kernels to the same bits.
             let module = unsafe { self.device().create_shader_module_trusted(source, checks) };

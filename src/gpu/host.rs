@@ -72,7 +72,7 @@ pub(super) enum Wait {
 }
 
 impl Plan {
-    /// Computes a call part by part: `take` gets each part, the bytes of its outcome, and its `lse`.
+    /// Computes the one call that this plan was made for, part by part, and frees it: `take` gets each part, the bytes of its outcome, and its `lse`.
     /// `first_query` is that of the queries in `inputs`.
     pub(super) async fn each_part<T: GpuElement>(
         &self,
@@ -82,7 +82,9 @@ impl Plan {
         (call, wait): (&Call, Wait),
         mut take: impl FnMut(&Chunk, &[u8], &[f32]),
     ) -> Result<(), GpuError> {
+        let _plan = self.owned();
         let mut workspace = Workspace::new(&self.gpu, 1).await?;
+        let _workspace = workspace.owned();
         for chunk in self.host_chunks(inputs, outcome)? {
             let piece = Piece::new(self, inputs, first_query, &chunk, outcome).await?;
             let (data, lse) = piece.run(call, wait, &mut workspace).await?;
@@ -153,6 +155,15 @@ pub(super) struct Piece<'a> {
     lse: Option<wgpu::Buffer>,
     /// `out`, and then `lse`.
     back: wgpu::Buffer,
+}
+
+/// Frees them: in browsers dropping them alone leaves that to the garbage collector.
+impl Drop for Piece<'_> {
+    fn drop(&mut self) {
+        let some = [&self.mask, &self.bias, &self.lse].into_iter().flatten();
+        let all = [&self.q, &self.k, &self.v, &self.out, &self.back].into_iter().chain(some);
+        all.for_each(wgpu::Buffer::destroy);
+    }
 }
 
 impl<'a> Piece<'a> {
@@ -286,6 +297,7 @@ impl<'a> Piece<'a> {
         workspace: &mut Workspace,
     ) -> Result<(Vec<u8>, Vec<f32>), GpuError> {
         let bound = self.plan.bind_piece(&self.tensors(), self.chunk, workspace).await?;
+        let _bound = bound.owned();
         workspace.recall();
         let gpu = &self.plan.gpu;
         checked(gpu.both(), "recording a call", || {
@@ -326,15 +338,31 @@ impl Gpu {
         buffer: &wgpu::Buffer,
         wait: Wait,
     ) -> Result<Vec<u8>, DeviceError> {
-        let lost = |reason: String| DeviceError::Lost { doing: "reading results back", reason };
-        self.told(wait, |tell| {
-            buffer.map_async(wgpu::MapMode::Read, .., |done| tell(done.map_err(|e| e.to_string())));
-        })
-        .await
-        .map_err(lost)?;
-        let data = buffer.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec();
-        buffer.unmap();
-        Ok(data)
+        let mapped = self
+            .told(wait, |tell| {
+                let done = |done: Result<(), wgpu::BufferAsyncError>| {
+                    tell(done.map_err(|e| e.to_string()))
+                };
+                buffer.map_async(wgpu::MapMode::Read, .., done);
+            })
+            .await;
+        let data = mapped.and_then(|()| {
+            buffer.get_mapped_range(..).map(|data| data.to_vec()).map_err(|e| e.to_string())
+        });
+        match data {
+            Ok(data) => {
+                buffer.unmap();
+                Ok(data)
+            }
+            Err(reason) => {
+                // A device that is there has refused.
+                let doing = "reading results back";
+                match checked(self.both(), doing, || ()).await {
+                    Ok(()) => Err(DeviceError::Refused { doing, reason }),
+                    Err(_) => Err(DeviceError::Lost { doing, reason }),
+                }
+            }
+        }
     }
 
     /// Waits for what was submitted.

@@ -26,6 +26,9 @@ pub(super) fn check(
 ) -> Result<(), PlanError> {
     let info = &gpu.caps().info;
     let llvmpipe = info.name.contains("llvmpipe") || info.driver == "llvmpipe";
+    // Browsers need not say whose software it is.
+    let nameless = cfg!(target_arch = "wasm32") && gpu.caps().is_software() && info.name.is_empty();
+    let llvmpipe = llvmpipe || nameless;
     let max = if llvmpipe { MAX_TURNS } else { MOST_TURNS };
     match turns(problem, key, base, drops) {
         needed if needed > max => Err(PlanError::LoopTurns { needed, max }),

@@ -6,6 +6,11 @@
 pub(super) struct Owned(Vec<wgpu::Buffer>);
 
 impl Owned {
+    /// These.
+    pub(super) fn of<'a>(buffers: impl IntoIterator<Item = &'a wgpu::Buffer>) -> Self {
+        Self(buffers.into_iter().cloned().collect())
+    }
+
     /// One more of them.
     pub(super) fn add(&mut self, buffer: wgpu::Buffer) -> wgpu::Buffer {
         self.0.push(buffer.clone());

@@ -50,10 +50,7 @@ pub(super) struct Params {
     pub(super) bias_rows: u32,
     pub(super) bias_queries: u32,
     pub(super) slots: u32,
-    pub(super) dropout_threshold: u32,
-    pub(super) dropout_key: [u32; 2],
-    pub(super) dropout_offset: u32,
-    pub(super) dropout_factor: f32,
+    pub(super) unused: u32,
     pub(super) leading: [u32; 4],
     pub(super) q: View,
     pub(super) k: View,
@@ -84,6 +81,17 @@ pub(super) struct Params {
     pub(super) angles_fine: Table,
     pub(super) xpos: Table,
     pub(super) xpos_fine: Table,
+}
+
+/// What changes from call to call, all else being as it was bound: `shaders/shared/dropout.wgsl`, word for word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct DropoutParams {
+    pub(super) key: [u32; 2],
+    pub(super) offset: u32,
+    pub(super) threshold: u32,
+    pub(super) factor: f32,
+    pub(super) unused: u32,
 }
 
 macro_rules! flags {

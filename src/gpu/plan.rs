@@ -170,7 +170,8 @@ impl Gpu {
     ///
     /// # Errors
     /// head_dim above [`MAX_HEAD_DIM`], a device below the smallest kernel's needs, windows whose loops the
-    /// adapter would end ([`PlanError::LoopTurns`]), a failed compilation.
+    /// adapter would end ([`PlanError::LoopTurns`]), rotary tables larger than a binding, a device without memory for
+    /// them, a failed compilation.
     pub async fn plan(&self, problem: &Problem, layouts: &Layouts) -> Result<Plan, PlanError> {
         self.plan_kernel(Kernel::Forward, problem, layouts, Drops::of(problem)).await
     }
@@ -209,7 +210,8 @@ impl Gpu {
             }))
         };
         let needed = 4 * words.len() as u64;
-        let max = self.device().limits().max_storage_buffer_binding_size;
+        let limits = self.device().limits();
+        let max = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         check_fit([(Slot::Tables.tensor(), needed)], max)?;
         let (tables, nothing) = checked(self.both(), "making the rotary tables", || {
             let tables = buffer("rotary tables", needed);
@@ -366,7 +368,12 @@ impl Plan {
     /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy): that of its clones and of what
     /// it was bound to, too.
     pub fn destroy(&self) {
-        [&self.tables].into_iter().chain(&self.nothing).for_each(wgpu::Buffer::destroy);
+        drop(self.owned());
+    }
+
+    /// Its memory, freed when this is dropped.
+    pub(super) fn owned(&self) -> Owned {
+        Owned::of([&self.tables].into_iter().chain(&self.nothing))
     }
 
     /// Its pipelines, for tensors in buffers apart from the output's.

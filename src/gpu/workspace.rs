@@ -1,4 +1,4 @@
-//! Memory that calls share: slots for the uniforms of dispatches with dropout that are recorded and
+//! Memory that calls share: slots for the numbers of dispatches with dropout that are recorded and
 //! not yet submitted.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::device::Gpu;
 use super::error::{BindError, DeviceError};
 use super::owned::Owned;
-use super::params::Params;
+use super::params::DropoutParams;
 use super::scope::checked;
 
 /// Uniform slots, one for each dispatch with dropout between two submissions: others need none.
@@ -25,18 +25,15 @@ pub struct Workspace {
 }
 
 /// Bytes from one slot of uniforms to the next.
-pub(super) fn stride(gpu: &Gpu) -> u64 {
+pub(super) fn stride<T>(gpu: &Gpu) -> u64 {
     let alignment = u64::from(gpu.device().limits().min_uniform_buffer_offset_alignment);
-    (size_of::<Params>() as u64).next_multiple_of(alignment.max(16))
+    (size_of::<T>() as u64).next_multiple_of(alignment.max(16))
 }
 
 /// A buffer of slots as it is bound: they are dynamic offsets into it.
-pub(super) fn uniforms(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
-    wgpu::BufferBinding {
-        buffer,
-        offset: 0,
-        size: std::num::NonZeroU64::new(size_of::<Params>() as u64),
-    }
+pub(super) fn uniforms<T>(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    let size = std::num::NonZeroU64::new(size_of::<T>() as u64);
+    wgpu::BufferBinding { buffer, offset: 0, size }
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -48,7 +45,7 @@ impl Workspace {
     /// # Errors
     /// A device that has no memory for them.
     pub async fn new(gpu: &Gpu, slots: usize) -> Result<Self, DeviceError> {
-        let stride = stride(gpu);
+        let stride = stride::<DropoutParams>(gpu);
         // Offsets are 32 bits.
         let limit = gpu.device().limits().max_buffer_size.min(u64::from(u32::MAX)) / stride;
         let slots = slots.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
@@ -79,7 +76,12 @@ impl Workspace {
     /// Frees its memory on the device, like [`Bound::destroy`](super::Bound::destroy): it has no slots any more.
     pub fn destroy(&self) {
         self.slots.store(0, Ordering::Relaxed);
-        self.buffer.destroy();
+        drop(self.owned());
+    }
+
+    /// Its memory, freed when this is dropped.
+    pub(super) fn owned(&self) -> Owned {
+        Owned::of([&self.buffer])
     }
 
     /// Slots in use.
@@ -109,7 +111,7 @@ impl Workspace {
 
     /// The buffer as it is bound: slots are dynamic offsets into it.
     pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
-        uniforms(&self.buffer)
+        uniforms::<DropoutParams>(&self.buffer)
     }
 
     /// An error unless this many slots are free.
@@ -121,8 +123,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Writes uniforms into a free slot and gives its offset.
-    pub(super) fn write(&mut self, queue: &wgpu::Queue, params: &Params) -> u32 {
+    /// Writes a call's numbers into a free slot and gives its offset.
+    pub(super) fn write(&mut self, queue: &wgpu::Queue, params: &DropoutParams) -> u32 {
         let offset = self.used as u64 * self.stride;
         self.used += 1;
         queue.write_buffer(&self.buffer, offset, bytemuck::bytes_of(params));

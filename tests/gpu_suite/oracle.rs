@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use half::f16;
 use libtest_mimic::Failed;
 use local_attention::gpu::{
-    Arena, Features, Gpu, GpuElement, GpuError, GpuOptions, Kernel, Layouts, PipelineKey,
+    self, Arena, Features, Gpu, GpuElement, GpuError, GpuOptions, Kernel, Layouts, PipelineKey,
     PlanError, Storage, Tile, wgpu,
 };
 use local_attention::{
@@ -14,8 +14,9 @@ use local_attention::{
     LocalAttentionConfig, Reference, ReferenceQuirks, TileKind,
 };
 
+use super::bad_input::small_call;
 use super::share::Share;
-use super::{fail, list, padded, worst};
+use super::{fail, list, one_tile, padded, worst};
 use crate::common::coverage::Coverage;
 use crate::common::{Case, DEGENERATE};
 
@@ -299,6 +300,89 @@ pub fn compare<T: GpuElement>(
         return Err(format!("a weight is off by {error:e}, allowed {allowed:e}"));
     }
     Ok(Some(degenerate))
+}
+
+/// Values of several blocks, with every option.
+pub fn wide_values(gpu: &Gpu) -> Result<(), Failed> {
+    let gpu = one_tile(gpu)?;
+    let (mut met, mut degenerate) = ([0; 3], false);
+    for seed in 0..150 {
+        let list = list(110_000 + seed);
+        // Of each class of head sizes.
+        let class = seed as usize % 3;
+        let mut case = match class {
+            0 => Case::decode(&list),
+            1 => Case::decode_sized(&list, &[66, 128], &[65, 100]),
+            _ => Case::decode_sized(&list, &[130, 256], &[129, 200]),
+        };
+        let width = [130, 200, 300][class];
+        let rows = case.v.len() / case.shape.value_dim.max(1);
+        // Some of each that are cheap for the oracle.
+        if (met[class] >= 5 && degenerate) || rows > 2000 || case.shape.value_dim == 0 {
+            continue;
+        }
+        case.shape = case.shape.with_value_dim(width);
+        case.v = crate::common::Noise::new(seed as usize).normals(rows * width);
+        let result = match seed % 2 {
+            0 => compare::<f32>(&gpu, &case, &case.inputs()),
+            _ => compare::<f16>(&gpu, &case, &case.half()),
+        };
+        match result {
+            Ok(Some(rows)) => degenerate |= rows.0 > 0,
+            Ok(None) => continue,
+            Err(e) => return Err(format!("seed {seed}: {e}\n{case:?}").into()),
+        }
+        met[class] += 1;
+    }
+    assert!(met.iter().all(|&n| n >= 5) && degenerate, "{met:?}, degenerate rows: {degenerate}");
+    Ok(())
+}
+
+/// A device as WebGPU promises it and no more: tiles within 16 KiB, no optional feature.
+pub fn default_device(gpu: &Gpu) -> Result<(), Failed> {
+    let name = &gpu.caps().info.name;
+    let adapters = gpu::adapters_blocking();
+    let adapter = adapters.iter().find(|a| &a.get_info().name == name).ok_or("no adapter")?;
+    let request = adapter.request_device(&wgpu::DeviceDescriptor::default());
+    let (device, queue) = pollster::block_on(request).map_err(fail)?;
+    let limits = device.limits();
+    assert_eq!(limits.max_compute_workgroup_storage_size, 16 << 10, "{limits:?}");
+    let options = GpuOptions::default();
+    let own = Gpu::new_blocking(gpu::AdapterCaps::of(adapter), device, queue, options);
+    let own = own.map_err(fail)?;
+    for (d, n, window, half) in
+        [(64, 700, 128, false), (256, 300, 100, false), (64, 700, 128, true)]
+    {
+        let config = LocalAttentionConfig::new(window).causal(true).autopad(true).dim(d as i64);
+        let mut noise = crate::common::Noise::new(n);
+        let [q, k, v] = [(); 3].map(|()| noise.normals(n * d));
+        let shape = AttentionShape::new([], n, d).with_lse();
+        let case = Case {
+            config,
+            quirks: ReferenceQuirks::ALL,
+            shape,
+            call: Call::default(),
+            strided: false,
+            q,
+            k,
+            v,
+            mask: Vec::new(),
+            bias: Vec::new(),
+        };
+        // One that would take a large tile where there is memory.
+        let tile = own.key(&case.problem(), &padded(Storage::F32)).map_err(fail)?.tile;
+        assert!(matches!(tile, Tile::Small | Tile::Short), "{tile:?}");
+        let result = match half {
+            false => compare::<f32>(&own, &case, &case.inputs()),
+            true => compare::<f16>(&own, &case, &case.half()),
+        };
+        result.map_err(|e| format!("d {d}, n {n}: {e}"))?;
+    }
+    // The suite counts dispatches of its own device.
+    match own.dispatches() > 0 {
+        true => small_call(gpu).map_err(fail),
+        false => Err("nothing was dispatched".into()),
+    }
 }
 
 /// Blocks of queries that cross from one window into the next, windows larger than a table of two blocks,

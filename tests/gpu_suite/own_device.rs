@@ -129,6 +129,39 @@ fn views_of(
 
 /// Two calls with other seeds and other tensors, recorded before one submission, are both right;
 /// a workspace that is full says so.
+/// A workspace that is recalled before what was recorded is submitted: calls have the numbers of later ones, and no
+/// other part of them.
+pub fn recalled_too_early(gpu: &Gpu) -> Result<(), Failed> {
+    let config = LocalAttentionConfig::new(8).causal(true).dropout(0.5);
+    let attention = LocalAttention::new(config).unwrap();
+    let mut workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    // The second has more of everything.
+    let of = |n: usize, d: usize, workspace: &Workspace| {
+        let problem = attention.problem(&AttentionShape::new([], n, d)).unwrap();
+        let layouts = Layouts::contiguous(Storage::F32, &problem);
+        let plan = gpu.plan_blocking(&problem, &layouts).map_err(fail)?;
+        let (x, out) = (upload(gpu, &Noise::new(n).normals(n * d)), upload(gpu, &vec![0.0; n * d]));
+        let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
+        let tensors = ForwardTensors::new(view(&x), view(&x), view(&x), view(&out));
+        let bound = plan.bind_forward_blocking(&tensors, workspace).map_err(fail)?;
+        Ok::<_, Failed>((bound, out))
+    };
+    let (small, large) = (of(16, 8, &workspace)?, of(512, 16, &workspace)?);
+    let seeds = [1, 2].map(Call::with_seed);
+    submit(gpu, |pass| {
+        small.0.encode(pass, &mut workspace, &seeds[0]).unwrap();
+        workspace.recall();
+        large.0.encode(pass, &mut workspace, &seeds[1]).unwrap();
+    });
+    let early = [&small.1, &large.1].map(|out| read(gpu, out));
+    for ((bound, out), early) in [small, large].iter().zip(&early) {
+        workspace.recall();
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &seeds[1]).unwrap());
+        assert_eq!(bits(&read(gpu, out)), bits(early));
+    }
+    Ok(())
+}
+
 pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
     let (n, d) = (32, 16);
     let mut noise = Noise::new(6);

@@ -64,6 +64,7 @@ impl Gpu {
         let layouts = Layouts::contiguous(T::STORAGE, problem);
         let drops = Drops::of_call(problem, call);
         let plan = self.plan_gradients(problem, &layouts, drops, shapes.bias.is_some()).await?;
+        let _plan = plan.owned();
         let uploaded = Uploaded::new(self, problem, inputs, saved, (&shapes, wait)).await?;
         uploaded.compute(&plan, self, (call, wait)).await?;
         Ok(Gradients {
@@ -109,7 +110,9 @@ impl Gpu {
                 back
             })
             .await?;
-            let read = self.read_back(&back, wait).await?;
+            let read = self.read_back(&back, wait).await;
+            back.destroy();
+            let read = read?;
             for row in read.chunks_exact(row) {
                 data.extend(row.chunks_exact(size).take(features).map(T::take));
             }
@@ -124,6 +127,13 @@ struct Placed {
     dtype: Dtype,
     shape: Vec<usize>,
     strides: Vec<i64>,
+}
+
+/// Frees it: in browsers dropping a buffer alone leaves that to the garbage collector.
+impl Drop for Placed {
+    fn drop(&mut self) {
+        self.buffer.destroy();
+    }
 }
 
 impl Placed {
@@ -272,7 +282,9 @@ impl Uploaded {
         let mut tensors = BackwardTensors::new(forward, self.dout.view(), dq, dk, dv);
         tensors.dattn_bias = self.dattn_bias.as_ref().map(Placed::view);
         let mut workspace = Workspace::new(gpu, 1).await?;
+        let _workspace = workspace.owned();
         let bound = plan.bind(&tensors, &workspace).await?;
+        let _bound = bound.owned();
         for part in 0..bound.chunks() {
             checked(gpu.both(), "recording a call", || {
                 let mut encoder =

@@ -16,6 +16,7 @@ pub use tensors::BackwardTensors;
 
 use super::device::Gpu;
 use super::error::PlanError;
+use super::owned::Owned;
 use super::plan::{Drops, Layouts, Plan};
 use super::shader::Kernel;
 use crate::Problem;
@@ -123,8 +124,13 @@ impl BackwardPlan {
 
     /// Frees its memory on the device, as [`Plan::destroy`] does.
     pub fn destroy(&self) {
+        drop(self.owned());
+    }
+
+    /// Its memory, freed when this is dropped.
+    pub(super) fn owned(&self) -> Owned {
         // All share it.
-        self.dq.destroy();
+        self.dq.owned()
     }
 
     /// The problem whose gradients it computes.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 #[cfg(not(target_arch = "wasm32"))]
 use super::Matrix;
 use super::{Arena, Kernel, PipelineKey, Storage};
-use crate::gpu::bindings::{Place, Slot, places};
+use crate::gpu::bindings::{DROPOUT, Place, Slot, places};
 use crate::gpu::params::FLAGS;
 use crate::gradients::EXACT_LSE;
 
@@ -39,6 +39,9 @@ pub(super) fn render(key: &PipelineKey) -> String {
             _ => ("storage, read", Memory::own(key, slot).array()),
         };
         let _ = writeln!(text, "@group(0) @binding({number}) var<{space}> {name}: {ty};");
+    }
+    if key.dropout {
+        let _ = writeln!(text, "@group(0) @binding({DROPOUT}) var<uniform> dropout: Dropout;");
     }
     for Place { slot, written, .. } in places(key.kernel) {
         text.push_str(&access(key, slot, written));
