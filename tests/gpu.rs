@@ -17,7 +17,7 @@ type Test = fn(&Gpu) -> Result<(), Failed>;
 
 /// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
 /// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
-const TESTS: [(&str, Test, Option<usize>); 34] = [
+const TESTS: [(&str, Test, Option<usize>); 35] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
     ("tiles_by_rules", gpu_suite::autotune::by_rules, None),
     ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
@@ -48,6 +48,7 @@ const TESTS: [(&str, Test, Option<usize>); 34] = [
     ("tensors_anywhere_in_buffers", gpu_suite::layouts::anywhere, None),
     ("odd_rows_of_f16", gpu_suite::own_device::odd_f16_rows, None),
     ("all_tensors_in_one_buffer", gpu_suite::one_buffer::all, Some(1)),
+    ("keys_that_nobody_sees_are_not_visited", gpu_suite::own_device::far_keys, None),
     ("a_workspace_recalled_too_early", gpu_suite::own_device::recalled_too_early, None),
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls, None),
     ("examples_run", gpu_suite::own_device::examples, None),

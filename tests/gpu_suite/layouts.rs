@@ -1,6 +1,8 @@
 //! Tensors anywhere in a caller's buffers: any order of dimensions, offsets, padding, reversed or repeated rows, masks of
-//! bytes and of words, parts of the queries, whole and cut by limits: the result of the same tensors in host memory.
+//! bytes and of words, parts of the queries, f32 and f16, whole and cut by limits: the result of the same tensors in host
+//! memory.
 
+use half::f16;
 use libtest_mimic::Failed;
 use local_attention::HostTensor;
 use local_attention::gpu::{
@@ -8,7 +10,7 @@ use local_attention::gpu::{
     Workspace, wgpu,
 };
 
-use super::buffers::{read, upload, upload_bytes};
+use super::buffers::{read_bytes, upload, upload_bytes};
 use super::{Cases, bits, fail, list, one_tile, padded, submit};
 use crate::common::{Case, Noise};
 
@@ -18,19 +20,23 @@ const LEAST: usize = 40;
 pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
     let gpu = &one_tile(gpu)?;
     let (mut whole, mut cut, mut words, mut repeated, mut checked) = (0, 0, 0, 0, 0);
+    let mut halves = 0;
     let mut cases = Cases::default();
     for seed in 0.. {
         let both = whole >= LEAST && cut >= LEAST;
-        if both && words >= LEAST / 4 && repeated >= LEAST / 4 && cases.enough() {
+        let few = [words, repeated, halves].iter().all(|&n| n >= LEAST / 4);
+        if both && few && cases.enough() {
             break;
         }
         assert!(
             seed < 900,
-            "{whole} whole, {cut} cut, {words} of words, {repeated} repeated, {cases:?}"
+            "{whole} whole, {cut} cut, {words} of words, {repeated} repeated, {halves} of f16, {cases:?}"
         );
         let mut case = Case::decode(&list(70_000 + seed));
         cases.vary(&mut case);
-        if !cases.take(gpu, &case, &padded(Storage::F32))? {
+        let half = seed % 5 < 2;
+        let storage = if half { Storage::F16 } else { Storage::F32 };
+        if !cases.take(gpu, &case, &padded(storage))? {
             continue;
         }
         // What a mask hides is not read: here it could be.
@@ -38,7 +44,17 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
         let mut noise = Noise::new(seed as usize);
         let repeats = repeat_keys(&mut case, &mut noise);
         let (problem, inputs) = (case.problem(), case.inputs());
-        let expected = match gpu.forward_blocking(&problem, &inputs, &case.call) {
+        let expected = match half {
+            false => {
+                let all = gpu.forward_blocking(&problem, &inputs, &case.call);
+                all.map(|all| (all.out, all.shape, all.lse))
+            }
+            true => {
+                let all = gpu.forward_blocking(&problem, &case.half(), &case.call);
+                all.map(|all| (all.out.iter().map(|x| x.to_f32()).collect(), all.shape, all.lse))
+            }
+        };
+        let (expected, out_shape, expected_lse) = match expected {
             Err(GpuError::Plan(PlanError::LoopTurns { .. })) => continue,
             expected => expected.map_err(fail)?,
         };
@@ -49,13 +65,18 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
         let small = gpu.with_options(options);
         let s = &case.shape;
         let strided = |t: &HostTensor<'_, f32>, repeats: bool, noise: &mut Noise| {
-            Placed::new(gpu, &t.iter().collect::<Vec<_>>(), t.shape(), repeats, noise)
+            let data = t.iter().collect::<Vec<_>>();
+            Placed::of(gpu, &data, (t.shape(), Dtype::from(storage)), repeats, noise)
         };
         let q = strided(&inputs.q, false, &mut noise);
         let (k, v) =
             (strided(&inputs.k, repeats, &mut noise), strided(&inputs.v, repeats, &mut noise));
-        let out =
-            Placed::new(gpu, &vec![7.0; expected.out.len()], &expected.shape, false, &mut noise);
+        let room = |noise: &mut Noise| match half {
+            false => Placed::new(gpu, &vec![7.0; expected.len()], &out_shape, false, noise),
+            // Two numbers are written as a word where adapters have no f16.
+            true => Placed::of_words(gpu, &out_shape),
+        };
+        let out = room(&mut noise);
         let mut tensors = ForwardTensors::new(q.view(), k.view(), v.view(), out.view());
         let lse_shape = [&s.leading[..], &[s.query.len()]].concat();
         let lse =
@@ -72,7 +93,7 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
             let view = TensorView::contiguous(buffer, *dtype, *shape);
             tensors = tensors.with_mask(view.with_offset_bytes(*offset));
         }
-        let plan = small.plan_blocking(&problem, &Layouts::any(Storage::F32)).map_err(fail)?;
+        let plan = small.plan_blocking(&problem, &Layouts::any(storage)).map_err(fail)?;
         let mut workspace = Workspace::new_blocking(gpu, 4096).map_err(fail)?;
         let bound = match plan.bind_forward_blocking(&tensors, &workspace) {
             Err(BindError::Plan(
@@ -86,6 +107,7 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
         }
         words += usize::from(tensors.mask.as_ref().is_some_and(|m| m.dtype == Dtype::U32));
         repeated += usize::from(repeats);
+        halves += usize::from(half);
         submit(gpu, |pass| bound.encode(pass, &mut workspace, &case.call).unwrap());
         let got = out.read(gpu);
         // Bounds that follow from where tensors lie: for some the same kernels with checks.
@@ -94,19 +116,19 @@ pub fn anywhere(gpu: &Gpu) -> Result<(), Failed> {
             let mut options = small.options().clone();
             options.checked_shaders = true;
             let with_checks = gpu.with_options(options);
-            let plan = with_checks.plan_blocking(&problem, &Layouts::any(Storage::F32));
+            let plan = with_checks.plan_blocking(&problem, &Layouts::any(storage));
             let plan = plan.map_err(fail)?;
-            let other = Placed::new(gpu, &vec![7.0; got.len()], &expected.shape, false, &mut noise);
+            let other = room(&mut noise);
             let mut again = tensors.clone();
             again.out = other.view();
             let bound = plan.bind_forward_blocking(&again, &workspace).map_err(fail)?;
             submit(gpu, |pass| bound.encode(pass, &mut workspace, &case.call).unwrap());
             assert_eq!(bits(&other.read(gpu)), bits(&got), "seed {seed}: other bits with checks");
         }
-        if bits(&got) != bits(&expected.out) {
+        if bits(&got) != bits(&expected) {
             return Err(format!("seed {seed}: other bits\n{case:?}").into());
         }
-        if let Some(expected) = &expected.lse {
+        if let Some(expected) = &expected_lse {
             assert_eq!(bits(&lse.read(gpu)), bits(expected), "seed {seed}: lse");
         }
     }
@@ -133,10 +155,34 @@ pub struct Placed {
     shape: Vec<usize>,
     strides: Vec<i64>,
     offset: i64,
+    dtype: Dtype,
 }
 
 impl Placed {
     pub fn new(gpu: &Gpu, data: &[f32], shape: &[usize], repeats: bool, noise: &mut Noise) -> Self {
+        Self::of(gpu, data, (shape, Dtype::F32), repeats, noise)
+    }
+
+    /// Rows of whole words, one after the other.
+    fn of_words(gpu: &Gpu, shape: &[usize]) -> Self {
+        let mut strides = vec![1; shape.len()];
+        let mut step = 1;
+        for dim in (0..shape.len()).rev() {
+            strides[dim] = step;
+            step *= shape[dim] as i64;
+            step += step % 2;
+        }
+        let buffer = upload_bytes(gpu, &vec![0; 2 * step as usize + 4]);
+        Self { buffer, shape: shape.to_vec(), strides, offset: 0, dtype: Dtype::F16 }
+    }
+
+    fn of(
+        gpu: &Gpu,
+        data: &[f32],
+        (shape, dtype): (&[usize], Dtype),
+        repeats: bool,
+        noise: &mut Noise,
+    ) -> Self {
         let mut below = |n: usize| (noise.bits() % n as u64) as usize;
         // Dimensions from the fastest on, in any order.
         let mut order: Vec<usize> = (0..shape.len()).rev().collect();
@@ -161,11 +207,20 @@ impl Placed {
             offset += (shape[dim] as i64 - 1) * strides[dim];
             strides[dim] = -strides[dim];
         }
-        let mut placed = Self { buffer: upload(gpu, &[]), shape: shape.to_vec(), strides, offset };
+        let mut placed =
+            Self { buffer: upload(gpu, &[]), shape: shape.to_vec(), strides, offset, dtype };
         let last = (0..data.len()).map(|i| placed.at(i)).max().unwrap_or(0);
         let mut all = vec![f32::NAN; last + 3];
         data.iter().enumerate().for_each(|(i, x)| all[placed.at(i)] = *x);
-        placed.buffer = upload(gpu, &all);
+        placed.buffer = match dtype {
+            Dtype::F16 => {
+                let bytes = all.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes());
+                let mut bytes: Vec<u8> = bytes.collect();
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                upload_bytes(gpu, &bytes)
+            }
+            _ => upload(gpu, &all),
+        };
         placed
     }
 
@@ -179,14 +234,25 @@ impl Placed {
         at as usize
     }
 
+    fn element_bytes(&self) -> u64 {
+        if self.dtype == Dtype::F16 { 2 } else { 4 }
+    }
+
     pub fn view(&self) -> TensorView<'_> {
-        TensorView::contiguous(&self.buffer, Dtype::F32, &self.shape[..])
+        TensorView::contiguous(&self.buffer, self.dtype, &self.shape[..])
             .with_strides_elems(self.strides.clone())
-            .with_offset_bytes(4 * self.offset as u64)
+            .with_offset_bytes(self.element_bytes() * self.offset as u64)
     }
 
     pub fn read(&self, gpu: &Gpu) -> Vec<f32> {
-        let all = read(gpu, &self.buffer);
+        let bytes = read_bytes(gpu, &self.buffer);
+        let all: Vec<f32> = match self.dtype {
+            Dtype::F16 => {
+                let halves = bytes.as_chunks::<2>().0.iter();
+                halves.map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        };
         let len = self.shape.iter().product();
         (0..len).map(|i| all[self.at(i)]).collect()
     }

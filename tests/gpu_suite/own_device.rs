@@ -129,6 +129,38 @@ fn views_of(
 
 /// Two calls with other seeds and other tensors, recorded before one submission, are both right;
 /// a workspace that is full says so.
+/// Keys that no query of a block sees are not visited: values times a weight of 0 would be NaN there.
+pub fn far_keys(gpu: &Gpu) -> Result<(), Failed> {
+    let (n, d, window) = (512, 8, 32);
+    let config = LocalAttentionConfig::new(window as i64).causal(true);
+    let attention = LocalAttention::new(config).unwrap();
+    let problem = attention.problem(&AttentionShape::new([], n, d)).unwrap();
+    let layouts = Layouts::contiguous(Storage::F32, &problem);
+    let plan = gpu.plan_blocking(&problem, &layouts).map_err(fail)?;
+    let mut workspace = Workspace::new_blocking(gpu, 1).map_err(fail)?;
+    let x = Noise::new(12).normals(n * d);
+    let mut strange = x.clone();
+    // Of the first windows, and of the last.
+    let (first, last) = (4 * window, n - 4 * window);
+    let rows = (0..n * d).filter(|i| i / d < first || i / d >= last);
+    rows.for_each(|i| strange[i] = f32::NAN);
+    let mut outs = Vec::new();
+    for keys in [&x, &strange] {
+        let [q, kv, out] = [&x, keys, &vec![0.0; n * d]].map(|data| upload(gpu, data));
+        let view = |buffer| TensorView::contiguous(buffer, Dtype::F32, [n, d]);
+        let tensors = ForwardTensors::new(view(&q), view(&kv), view(&kv), view(&out));
+        let bound = plan.bind_forward_blocking(&tensors, &workspace).map_err(fail)?;
+        assert_eq!(bound.chunks(), 1);
+        submit(gpu, |pass| bound.encode(pass, &mut workspace, &Call::default()).unwrap());
+        outs.push(read(gpu, &out));
+    }
+    // Of blocks that see none of them, whole windows, the largest tile's 64 queries at most.
+    let seeing_none = (first + window).next_multiple_of(64) * d..last / 64 * 64 * d;
+    assert_eq!(bits(&outs[0][seeing_none.clone()]), bits(&outs[1][seeing_none]));
+    assert!(outs[1][..d].iter().all(|x| x.is_nan()));
+    Ok(())
+}
+
 /// A workspace that is recalled before what was recorded is submitted: calls have the numbers of later ones, and no
 /// other part of them.
 pub fn recalled_too_early(gpu: &Gpu) -> Result<(), Failed> {
