@@ -17,7 +17,7 @@ type Test = fn(&Gpu) -> Result<(), Failed>;
 
 /// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
 /// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
-const TESTS: [(&str, Test, Option<usize>); 35] = [
+const TESTS: [(&str, Test, Option<usize>); 36] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
     ("tiles_by_rules", gpu_suite::autotune::by_rules, None),
     ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
@@ -53,6 +53,7 @@ const TESTS: [(&str, Test, Option<usize>); 35] = [
     ("two_calls_before_one_submission", gpu_suite::own_device::two_calls, None),
     ("examples_run", gpu_suite::own_device::examples, None),
     ("a_future_yields", gpu_suite::waiting::yields, None),
+    ("a_device_lost_while_it_computes", gpu_suite::waiting::lost, None),
     ("every_error_is_typed", gpu_suite::bad_input::every_error, None),
 ];
 

@@ -7,11 +7,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
 use libtest_mimic::Failed;
-use local_attention::gpu::{Gpu, GpuOptions};
+use local_attention::gpu::{DeviceError, Gpu, GpuError, GpuOptions, RequestOptions, Tile};
 use local_attention::{
     AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
 };
 
+use super::bad_input::small_call;
 use super::{bits, fail};
 
 /// Wakes the thread that waits, and counts the wakings of other threads.
@@ -65,4 +66,42 @@ pub fn yields(gpu: &Gpu) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// A device that is lost while a call waits for it is a typed error, and the next call on another one works.
+pub fn lost(gpu: &Gpu) -> Result<(), Failed> {
+    let data: Vec<f32> = (0..4 * 512 * 64).map(|i| (i % 97) as f32 / 97.0).collect();
+    let t = || HostTensor::new(&data[..], [4, 512, 64]).unwrap();
+    let inputs = HostInputs::new(t(), t(), t());
+    let attention = LocalAttention::new(LocalAttentionConfig::new(128)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let call = Call::default();
+    for at in [1, 3] {
+        let mut request = RequestOptions::adapter(gpu.caps().info.name.clone());
+        request.options.max_chunk_flops = 1e7;
+        // It compiles fastest.
+        request.options.tile = Some(Tile::Small);
+        let own = Gpu::request_blocking(&request).map_err(fail)?;
+        let waker = Waker::from(Arc::new(Count(std::thread::current(), AtomicUsize::new(0))));
+        let mut context = Context::from_waker(&waker);
+        let mut future = pin!(own.forward(&problem, &inputs, &call));
+        let mut pending = 0;
+        let result = loop {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(result) => break result,
+                Poll::Pending => {
+                    pending += 1;
+                    if pending == at {
+                        own.device().destroy();
+                    }
+                    std::thread::park();
+                }
+            }
+        };
+        match result {
+            Err(GpuError::Device(DeviceError::Lost { .. })) if pending >= at => {}
+            other => return Err(format!("{other:?}, pending {pending} times").into()),
+        }
+    }
+    small_call(gpu).map_err(fail)
 }
