@@ -141,7 +141,8 @@ impl PeerProcess {
         }
     }
 
-    /// Ends one that is out of step: a later answer would be taken for that to another question.
+    /// Ends one that is out of step, whose later answer would be taken for that to another question, or has closed its
+    /// output and may not have ended yet.
     fn end(&mut self) {
         // It has nothing to save.
         let _ = self.child.kill();
@@ -149,15 +150,22 @@ impl PeerProcess {
     }
 
     fn ask(&mut self, what: &Value) -> Result<Value, String> {
-        writeln!(self.to, "{what}").map_err(|e| format!("it has gone: {e}"))?;
-        self.to.flush().map_err(|e| format!("it has gone: {e}"))?;
+        let asked = writeln!(self.to, "{what}").and_then(|()| self.to.flush());
+        if let Err(e) = asked {
+            self.end();
+            return Err(format!("it has gone: {e}"));
+        }
         self.answer()
     }
 
     fn answer(&mut self) -> Result<Value, String> {
         let line = match self.answers.recv_timeout(self.patience) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            Err(RecvTimeoutError::Disconnected) => {
+                let why = self.ended();
+                self.end();
+                return Err(why);
+            }
             Err(RecvTimeoutError::Timeout) => {
                 self.end();
                 let seconds = self.patience.as_secs_f64();
