@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::{CaseArgs, JsonArg};
 use crate::backend::{Backend, Chosen, Engines};
 use crate::case::{Array, Case, Dtype, GRADIENTS, Replace, Want};
-use crate::console::{Console, complain, plain};
+use crate::console::{Console, complain, count, plain};
 use crate::error::BadInput;
 use crate::run::load;
 
@@ -115,11 +115,6 @@ pub fn check(args: &CheckArgs, console: Console) -> Result<bool, BadInput> {
         tally.failed
     ));
     ended(unusable, console, tally.failed == 0)
-}
-
-/// A number of things, in words.
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// What comes of it, once what could not be used is said.

@@ -70,6 +70,11 @@ pub fn complain(message: &str) {
     let _ = writeln!(std::io::stderr(), "local-attention: {}", plain(line.trim()));
 }
 
+/// A number of things, in words.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A name from outside with its control characters escaped: it stays on its line.
 pub fn plain(text: &str) -> String {
     let escape =

@@ -12,7 +12,7 @@ use super::device::Gpu;
 use super::error::{BindError, DeviceError, GpuError, PlanError};
 use super::layout::check_fit;
 use super::plan::Plan;
-use super::scope::checked;
+use super::scope::{checked, refusal};
 use super::tensor::{Dtype, ForwardTensors, TensorView};
 use super::workspace::Workspace;
 use crate::engine::reserve;
@@ -354,14 +354,7 @@ impl Gpu {
                 buffer.unmap();
                 Ok(data)
             }
-            Err(reason) => {
-                // A device that is there has refused.
-                let doing = "reading results back";
-                match checked(self.both(), doing, || ()).await {
-                    Ok(()) => Err(DeviceError::Refused { doing, reason }),
-                    Err(_) => Err(DeviceError::Lost { doing, reason }),
-                }
-            }
+            Err(reason) => Err(refusal(self.both(), "reading results back", reason).await),
         }
     }
 

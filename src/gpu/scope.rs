@@ -25,11 +25,19 @@ pub(super) async fn checked<T>(
         return Err(DeviceError::OutOfMemory { doing, reason: e.to_string() });
     }
     let Some(e) = validation.or(internal) else { return Ok(made) };
-    let reason = e.to_string();
+    Err(refusal((device, queue), doing, e.to_string()).await)
+}
+
+/// What a refusal means: that of a device that is there, or that it is lost.
+pub(super) async fn refusal(
+    (device, queue): (&wgpu::Device, &wgpu::Queue),
+    doing: &'static str,
+    reason: String,
+) -> DeviceError {
     // wgpu has no kind of its own for a lost device: it refuses what no device refuses.
     match works(device, queue).await {
-        true => Err(DeviceError::Refused { doing, reason }),
-        false => Err(DeviceError::Lost { doing, reason }),
+        true => DeviceError::Refused { doing, reason },
+        false => DeviceError::Lost { doing, reason },
     }
 }
 

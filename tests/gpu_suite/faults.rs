@@ -10,7 +10,7 @@ use local_attention::{AttentionShape, LocalAttention, LocalAttentionConfig, Prob
 
 use super::bad_input::{Seen, small_call};
 use super::buffers::upload;
-use super::fail;
+use super::{adapter_of, fail};
 
 fn problem() -> Problem {
     let attention = LocalAttention::new(LocalAttentionConfig::new(4)).unwrap();
@@ -26,9 +26,7 @@ pub fn small_limits(gpu: &Gpu, seen: &mut Seen) -> Result<(), Failed> {
         ("max_compute_workgroup_size_x", |l| l.max_compute_workgroup_size_x = 16),
         ("max_storage_buffers_per_shader_stage", |l| l.max_storage_buffers_per_shader_stage = 4),
     ];
-    let name = &gpu.caps().info.name;
-    let adapters = gpu::adapters_blocking();
-    let adapter = adapters.iter().find(|a| &a.get_info().name == name).ok_or("no adapter")?;
+    let adapter = &adapter_of(gpu)?;
     for (limit, change) in rows {
         let mut required_limits = wgpu::Limits::default();
         change(&mut required_limits);

@@ -4,7 +4,7 @@ use half::f16;
 use libtest_mimic::Failed;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{
-    self, AdapterCaps, Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage, wgpu,
+    AdapterCaps, Gpu, GpuError, GpuOptions, Layouts, PlanError, Storage, wgpu,
 };
 use local_attention::{
     AttentionShape, BackwardInputs, Call, Engine, ErrorBudget, Forward, Gradients, HostInputs,
@@ -12,7 +12,7 @@ use local_attention::{
 };
 
 use super::oracle::compare;
-use super::{bits, fail, limit, list};
+use super::{adapter_of, bits, fail, limit, list};
 use crate::common::gradients::{backward, largest, parts, sizes, worst};
 use crate::common::{Case, Noise};
 
@@ -313,9 +313,7 @@ pub fn choice(gpu: &Gpu) -> Result<(), Failed> {
 
 /// What a caller's device cannot do is found out, and the kernels of tiles give what they always do.
 pub fn failing(gpu: &Gpu) -> Result<(), Failed> {
-    let name = &gpu.caps().info.name;
-    let adapters = gpu::adapters_blocking();
-    let adapter = adapters.iter().find(|a| &a.get_info().name == name).ok_or("no adapter")?;
+    let adapter = &adapter_of(gpu)?;
     let cooperative = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     let half = wgpu::Features::SHADER_F16;
     let expected = forward(&with_matrix(gpu, false))?;

@@ -17,7 +17,7 @@ pub mod split;
 pub mod waiting;
 
 use libtest_mimic::Failed;
-use local_attention::gpu::{Features, Gpu, GpuOptions, Layouts, Storage, Tile, wgpu};
+use local_attention::gpu::{self, Features, Gpu, GpuOptions, Layouts, Storage, Tile, wgpu};
 
 use self::share::Share;
 use crate::common::Case;
@@ -26,6 +26,13 @@ pub use crate::common::list;
 /// Any error, as a test's.
 pub fn fail(error: impl std::fmt::Display) -> Failed {
     error.to_string().into()
+}
+
+/// The adapter of a device: to make others from.
+pub fn adapter_of(gpu: &Gpu) -> Result<wgpu::Adapter, Failed> {
+    let name = &gpu.caps().info.name;
+    let mut all = gpu::adapters_blocking().into_iter();
+    Ok(all.find(|adapter| &adapter.get_info().name == name).ok_or("no adapter")?)
 }
 
 /// Records into a pass of its own and submits it.

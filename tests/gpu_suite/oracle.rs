@@ -16,7 +16,7 @@ use local_attention::{
 
 use super::bad_input::small_call;
 use super::share::Share;
-use super::{fail, list, one_tile, padded, worst};
+use super::{adapter_of, fail, list, one_tile, padded, worst};
 use crate::common::coverage::Coverage;
 use crate::common::{Case, DEGENERATE};
 
@@ -338,11 +338,29 @@ pub fn wide_values(gpu: &Gpu) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A call without options.
+fn plain_case(
+    config: LocalAttentionConfig,
+    shape: AttentionShape,
+    [q, k, v]: [Vec<f32>; 3],
+) -> Case {
+    Case {
+        config,
+        quirks: ReferenceQuirks::ALL,
+        shape,
+        call: Call::default(),
+        strided: false,
+        q,
+        k,
+        v,
+        mask: Vec::new(),
+        bias: Vec::new(),
+    }
+}
+
 /// A device as WebGPU promises it and no more: tiles within 16 KiB, no optional feature.
 pub fn default_device(gpu: &Gpu) -> Result<(), Failed> {
-    let name = &gpu.caps().info.name;
-    let adapters = gpu::adapters_blocking();
-    let adapter = adapters.iter().find(|a| &a.get_info().name == name).ok_or("no adapter")?;
+    let adapter = &adapter_of(gpu)?;
     let request = adapter.request_device(&wgpu::DeviceDescriptor::default());
     let (device, queue) = pollster::block_on(request).map_err(fail)?;
     let limits = device.limits();
@@ -357,18 +375,7 @@ pub fn default_device(gpu: &Gpu) -> Result<(), Failed> {
         let mut noise = crate::common::Noise::new(n);
         let [q, k, v] = [(); 3].map(|()| noise.normals(n * d));
         let shape = AttentionShape::new([], n, d).with_lse();
-        let case = Case {
-            config,
-            quirks: ReferenceQuirks::ALL,
-            shape,
-            call: Call::default(),
-            strided: false,
-            q,
-            k,
-            v,
-            mask: Vec::new(),
-            bias: Vec::new(),
-        };
+        let case = plain_case(config, shape, [q, k, v]);
         // One that would take a large tile where there is memory.
         let tile = own.key(&case.problem(), &padded(Storage::F32)).map_err(fail)?.tile;
         assert!(matches!(tile, Tile::Small | Tile::Short), "{tile:?}");
@@ -405,18 +412,7 @@ pub fn hard_geometries(gpu: &Gpu) -> Result<(), Failed> {
         let shape = AttentionShape::new([], n, d).with_value_dim(value_dim);
         let shape = shape.with_query(query.clone()).with_lse();
         let name = format!("{config:?}");
-        let case = Case {
-            config,
-            quirks: ReferenceQuirks::ALL,
-            shape,
-            call: Call::default(),
-            strided: false,
-            q,
-            k,
-            v,
-            mask: Vec::new(),
-            bias: Vec::new(),
-        };
+        let case = plain_case(config, shape, [q, k, v]);
         for checked in [false, true] {
             let mut options = GpuOptions::default();
             options.checked_shaders = checked;

@@ -127,8 +127,6 @@ fn views_of(
     Ok(())
 }
 
-/// Two calls with other seeds and other tensors, recorded before one submission, are both right;
-/// a workspace that is full says so.
 /// Keys that no query of a block sees are not visited: values times a weight of 0 would be NaN there.
 pub fn far_keys(gpu: &Gpu) -> Result<(), Failed> {
     let (n, d, window) = (512, 8, 32);
@@ -194,6 +192,8 @@ pub fn recalled_too_early(gpu: &Gpu) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Two calls with other seeds and other tensors, recorded before one submission, are both right;
+/// a workspace that is full says so.
 pub fn two_calls(gpu: &Gpu) -> Result<(), Failed> {
     let (n, d) = (32, 16);
     let mut noise = Noise::new(6);

@@ -6,7 +6,7 @@ use local_attention::gpu::{
     Storage, TensorView, Tile, Workspace,
 };
 use local_attention::{
-    AttentionShape, BackwardInputs, Call, HostInputs, HostTensor, LocalAttention,
+    AttentionShape, BackwardInputs, Call, Forward, HostInputs, HostTensor, LocalAttention,
     LocalAttentionConfig,
 };
 
@@ -47,19 +47,9 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
         let few = taken % 4 == 0 && problem.geometry().slots() * queries.len() < 20_000;
         let all_weights = if few { Some(weights(&plain).map_err(fail)?.weights) } else { None };
         for (axis, hits) in by_limit.iter_mut().enumerate() {
-            let mut options = plain.options().clone();
-            limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
-            let before = gpu.dispatches();
-            let split = gpu.with_options(options);
-            let got = match split.forward_blocking(&problem, &inputs, &case.call) {
-                Ok(got) => got,
-                // What one block of queries sees does not fit.
-                Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => continue,
-                Err(e) => return Err(fail(e)),
-            };
-            if gpu.dispatches() > before + 1 {
-                *hits += 1;
-            }
+            let split = limited(&plain, axis);
+            let Some((got, cut)) = forward(&split, &case)? else { continue };
+            *hits += usize::from(cut);
             if bits(&got.out) != bits(&whole.out)
                 || got.lse.as_deref().map(bits) != whole.lse.as_deref().map(bits)
             {
@@ -88,6 +78,22 @@ pub fn same_bits(gpu: &Gpu) -> Result<(), Failed> {
     }
 }
 
+/// The engine with one of the limits that split work.
+fn limited(gpu: &Gpu, axis: usize) -> Gpu {
+    let mut options = gpu.options().clone();
+    limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
+    gpu.with_options(options)
+}
+
+/// A forward pass and whether it was cut; nothing where what one block of queries sees does not fit.
+fn forward(gpu: &Gpu, case: &Case) -> Result<Option<(Forward<f32>, bool)>, Failed> {
+    let before = gpu.dispatches();
+    match gpu.forward_blocking(&case.problem(), &case.inputs(), &case.call) {
+        Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => Ok(None),
+        got => Ok(Some((got.map_err(fail)?, gpu.dispatches() > before + 1))),
+    }
+}
+
 /// The same of the tile whose threads share queries by two, in a kernel of its own: `same_bits` has few tiles in a share.
 pub fn same_bits_of_tall(gpu: &Gpu) -> Result<(), Failed> {
     let mut options = gpu.options().clone();
@@ -105,15 +111,8 @@ pub fn same_bits_of_tall(gpu: &Gpu) -> Result<(), Failed> {
         }
         let whole = tall.forward_blocking(&problem, &inputs, &case.call).map_err(fail)?;
         for (axis, hits) in by_limit.iter_mut().enumerate() {
-            let mut options = tall.options().clone();
-            limit(&mut options, axis, [8 << 10, 2 << 10], 1e4);
-            let before = gpu.dispatches();
-            let part = tall.with_options(options).forward_blocking(&problem, &inputs, &case.call);
-            let part = match part {
-                Err(GpuError::Plan(PlanError::LayoutExceedsBinding { .. })) => continue,
-                part => part.map_err(fail)?,
-            };
-            *hits += usize::from(gpu.dispatches() > before + 1);
+            let Some((part, cut)) = forward(&limited(&tall, axis), &case)? else { continue };
+            *hits += usize::from(cut);
             if bits(&part.out) != bits(&whole.out) {
                 return Err(format!("seed {seed}, limit {axis}: other bits\n{case:?}").into());
             }

@@ -9,7 +9,7 @@ use std::thread::Thread;
 use libtest_mimic::Failed;
 use local_attention::gpu::{DeviceError, Gpu, GpuError, GpuOptions, RequestOptions, Tile};
 use local_attention::{
-    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig,
+    AttentionShape, Call, HostInputs, HostTensor, LocalAttention, LocalAttentionConfig, Problem,
 };
 
 use super::bad_input::small_call;
@@ -27,14 +27,20 @@ impl Wake for Count {
     }
 }
 
+/// What takes a while.
+fn long_call() -> (Problem, HostInputs<'static, f32>) {
+    let data: Vec<f32> = (0..4 * 512 * 64).map(|i| (i % 97) as f32 / 97.0).collect();
+    let x = HostTensor::new(data, [4, 512, 64]).unwrap();
+    let inputs = HostInputs::new(x.clone(), x.clone(), x);
+    let attention = LocalAttention::new(LocalAttentionConfig::new(128)).unwrap();
+    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    (problem, inputs)
+}
+
 /// A call of many parts is polled by hand: it is pending, is woken by another thread, and gives what the
 /// blocking one gives. One that is dropped half-way does no harm.
 pub fn yields(gpu: &Gpu) -> Result<(), Failed> {
-    let data: Vec<f32> = (0..4 * 512 * 64).map(|i| (i % 97) as f32 / 97.0).collect();
-    let t = || HostTensor::new(&data[..], [4, 512, 64]).unwrap();
-    let inputs = HostInputs::new(t(), t(), t());
-    let attention = LocalAttention::new(LocalAttentionConfig::new(128)).unwrap();
-    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let (problem, inputs) = long_call();
     let call = Call::default();
     let mut options = GpuOptions::default();
     options.max_chunk_flops = 1e7;
@@ -70,11 +76,7 @@ pub fn yields(gpu: &Gpu) -> Result<(), Failed> {
 
 /// A device that is lost while a call waits for it is a typed error, and the next call on another one works.
 pub fn lost(gpu: &Gpu) -> Result<(), Failed> {
-    let data: Vec<f32> = (0..4 * 512 * 64).map(|i| (i % 97) as f32 / 97.0).collect();
-    let t = || HostTensor::new(&data[..], [4, 512, 64]).unwrap();
-    let inputs = HostInputs::new(t(), t(), t());
-    let attention = LocalAttention::new(LocalAttentionConfig::new(128)).unwrap();
-    let problem = attention.problem(&AttentionShape::from_inputs(&inputs).unwrap()).unwrap();
+    let (problem, inputs) = long_call();
     let call = Call::default();
     for at in [1, 3] {
         let mut request = RequestOptions::adapter(gpu.caps().info.name.clone());

@@ -6,9 +6,10 @@ use std::ops::Range;
 use plotters::coord::combinators::{BindKeyPoints, LogCoord, WithKeyPoints};
 use plotters::prelude::*;
 
-use super::floor::{Floor, count_threads};
+use super::floor::Floor;
 use super::row::Row;
 use super::shape::{BenchShape, Pass};
+use crate::console::count;
 
 type Chart = Result<String, Box<dyn Error>>;
 
@@ -44,7 +45,7 @@ fn series(rows: &[Row], name: impl Fn(&Row) -> String) -> Vec<Series<'_>> {
 fn engine(row: &Row) -> String {
     let Row { backend, variant, threads, .. } = row;
     let name = format!("{backend} {variant}");
-    format!("{}, {}", name.trim(), count_threads(*threads))
+    format!("{}, {}", name.trim(), count(*threads, "thread"))
 }
 
 /// An engine, and the pass where it is not the forward one: their times differ by design.

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::machine::cores;
+use crate::console::count;
 use crate::error::BadInput;
 
 /// Rates of the machine.
@@ -22,20 +24,15 @@ pub struct Floor {
 const SIZE: usize = 1024;
 const COPY_ELEMS: usize = 32 << 20;
 
-/// A number of threads, in words.
-pub fn count_threads(threads: usize) -> String {
-    format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
-}
-
 impl Floor {
     /// Of as many threads, or one a core where those are fewer: more have nothing to run on.
     pub fn measure(threads: usize) -> Result<Self, BadInput> {
-        let threads = threads.min(std::thread::available_parallelism().map_or(1, |n| n.get()));
+        let threads = threads.min(cores());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .map_err(|e| BadInput::Usage(format!("--threads {threads}: {e}")))?;
-        let what = format!("gemm {SIZE}^3, {}", count_threads(threads));
+        let what = format!("gemm {SIZE}^3, {}", count(threads, "thread"));
         Ok(pool.install(|| Self { gemm_flops: gemm(threads), copy_bytes: copy(threads), what }))
     }
 

@@ -82,8 +82,7 @@ impl Resident {
             tensors = tensors.with_lse(TensorView::contiguous(&lse, Dtype::F32, lse_shape));
         }
         let forward = plan.bind_forward_blocking(&tensors, &workspace).map_err(|e| fail(&e))?;
-        let has_timer = gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY);
-        let timer = has_timer.then(|| scoped(gpu, || Timer::new(gpu))).transpose()?;
+        let timer = tells_time(gpu).then(|| scoped(gpu, || Timer::new(gpu))).transpose()?;
         let variant = plan.key().to_string();
         let mut resident =
             Self { gpu: gpu.clone(), bound: vec![forward], workspace, timer, variant };
@@ -185,6 +184,11 @@ pub fn scoped<T>(gpu: &Gpu, make: impl FnOnce() -> T) -> Result<T, BadInput> {
         None => Ok(made),
         Some(e) => Err(BadInput::Usage(format!("--backend gpu: {e}"))),
     }
+}
+
+/// Whether it has a clock that passes can be timed by.
+pub fn tells_time(gpu: &Gpu) -> bool {
+    gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY)
 }
 
 /// Timestamps around a pass.

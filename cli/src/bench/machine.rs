@@ -17,7 +17,7 @@ impl Machine {
     pub fn read(chosen: &Chosen) -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cores = cores();
         let device = match chosen {
             Chosen::Gpu(gpu) => {
                 let info = &gpu.caps().info;
@@ -104,6 +104,11 @@ pub fn others() -> Option<String> {
     (cores >= 0.1).then(|| {
         format!("warning  other programs compute on {cores:.1} cores: times and ratios will be off")
     })
+}
+
+/// Cores that this process may compute on.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// A size that a file of the kernel's gives in KiB.

@@ -152,7 +152,7 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     let console = check_files(args, json)?;
     let old = args.compare.as_deref().map(row::read_rows).transpose()?;
     for shape in &shapes {
-        runner::check_type(&chosen, shape)?;
+        runner::check_shape(&chosen, shape)?;
         shape.check_memory(&chosen)?;
     }
     // Before what is started here computes.
@@ -166,8 +166,8 @@ pub fn bench(args: &BenchArgs, json: bool) -> Result<bool, BadInput> {
     for line in machine.lines() {
         console.say(line);
     }
-    let files = [&args.json, &args.csv, &args.html].into_iter().flatten();
-    let files = files.clone().any(|path| !is_standard_output(path));
+    let mut asked = [&args.json, &args.csv, &args.html].into_iter().flatten();
+    let files = asked.any(|path| !is_standard_output(path));
     let results = measure_all(&shapes, &mut setups, args.seconds, &machine, (console, files))?;
     let floors = best_of_each(setups.iter().flat_map(Setup::best));
     for best in &floors {

@@ -6,12 +6,13 @@ use local_attention::Problem;
 use serde::{Deserialize, Serialize};
 
 use super::columns::NOISY;
-use super::floor::{Floor, count_threads};
+use super::floor::Floor;
 use super::machine::Machine;
 use super::measure::Measured;
 use super::runner::Runner;
 use super::shape::BenchShape;
 use super::times::{Times, quantile};
+use crate::console::count;
 use crate::error::BadInput;
 
 /// One engine on one shape.
@@ -152,7 +153,7 @@ impl Row {
     /// What makes two rows measurements of the same thing.
     pub fn key(&self) -> String {
         let Self { backend, adapter, variant, shape, threads, .. } = self;
-        format!("{backend} {variant} {shape}, {}, {adapter}", count_threads(*threads))
+        format!("{backend} {variant} {shape}, {}, {adapter}", count(*threads, "thread"))
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use local_attention::cpu::{Cpu, Isa};
-use local_attention::gpu::{MAX_HEAD_DIM, wgpu};
+use local_attention::gpu::MAX_HEAD_DIM;
 use local_attention::{Call, Engine, HostInputs, Problem, Reference};
 
 use super::floor::Floor;
-use super::gpu::{Ran, Resident};
+use super::gpu::{Ran, Resident, tells_time};
 use super::gpu_floor;
 use super::inputs::{Tensors, tensors};
 use super::machine::Machine;
@@ -26,7 +26,7 @@ pub fn parse_isa(text: &str) -> Result<Isa, String> {
 }
 
 /// Refuses what an engine is not measured on.
-pub fn check_type(chosen: &Chosen, shape: &BenchShape) -> Result<(), BadInput> {
+pub fn check_shape(chosen: &Chosen, shape: &BenchShape) -> Result<(), BadInput> {
     let oracle = matches!(chosen, Chosen::Reference | Chosen::ReferenceF32);
     if oracle && shape.dtype == BenchType::F16 {
         return Err(BadInput::Usage(format!("{shape}: {}", oracle_on_f16())));
@@ -91,8 +91,7 @@ impl Runner {
 
     /// Whether it tells the time on its own clock too.
     pub fn has_timestamps(&self) -> bool {
-        let feature = wgpu::Features::TIMESTAMP_QUERY;
-        matches!(&self.chosen, Chosen::Gpu(gpu) if gpu.device().features().contains(feature))
+        matches!(&self.chosen, Chosen::Gpu(gpu) if tells_time(gpu))
     }
 
     /// Makes what runs need, the results of a forward pass that a backward pass takes included.

@@ -6,6 +6,7 @@ use crate::gpu::device::Gpu;
 use crate::gpu::error::{BindError, GpuError};
 use crate::gpu::host::{GpuElement, Wait, gather, padded};
 use crate::gpu::layout::check_fit;
+use crate::gpu::owned::Owned;
 use crate::gpu::plan::{Drops, Layouts};
 use crate::gpu::scope::checked;
 use crate::gpu::tensor::{Dtype, ForwardTensors, TensorView, row_major};
@@ -110,9 +111,8 @@ impl Gpu {
                 back
             })
             .await?;
-            let read = self.read_back(&back, wait).await;
-            back.destroy();
-            let read = read?;
+            let _back = Owned::of([&back]);
+            let read = self.read_back(&back, wait).await?;
             for row in read.chunks_exact(row) {
                 data.extend(row.chunks_exact(size).take(features).map(T::take));
             }
