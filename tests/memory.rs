@@ -109,10 +109,13 @@ fn above_tensors(n: usize, backward: bool) -> Result<i64, Failed> {
 
 /// Where no more threads can be started, the one that calls computes.
 fn threads_that_cannot_start_are_not_needed() -> Result<(), Failed> {
-    // A thousand stacks of 2 MiB are more than the limit, in KiB.
+    // Two stacks of 400 MiB fit the limit (in KiB), a third does not. What is left then is enough
+    // for what a thread allocates as it starts: small stacks up to the limit would let one start
+    // that has no room for that, and the standard library ends the process there.
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -v 1000000 && exec \"$0\""]).arg(std::env::current_exe()?);
-    let out = command.env("RAYON_NUM_THREADS", "1000").env(LENGTH, "4096").output()?;
+    command.env("RAYON_NUM_THREADS", "8").env("RUST_MIN_STACK", (400 << 20).to_string());
+    let out = command.env(LENGTH, "4096").output()?;
     if out.status.success() {
         return Ok(());
     }
