@@ -11,7 +11,11 @@
 @compute @workgroup_size(THREADS)
 fn dkv(
     @builtin(workgroup_id) group: vec3<u32>,
+#ifdef BROADCAST
+    @builtin(subgroup_invocation_id) thread: u32,
+#else
     @builtin(local_invocation_index) thread: u32,
+#endif
 ) {
     let packed_row = member_row(params.first_row + group.y);
     let start = (params.first_block + group.x) * params.block_len;
@@ -27,13 +31,7 @@ fn dkv(
     clear_sums();
     // Tiles of queries lie at multiples of their size: sums have one order, however keys are split.
     for (var first = queries.start / KT * KT; first < queries.end; first += KT) {
-#repeat j TK
-        let query = first + column_group + j * GROUPS;
-        stats[j] = NO_STATS;
-        if within(queries, query) {
-            stats[j] = tables[stats_at(packed_row, query)];
-        }
-#endrepeat
+        know_queries(packed_row, queries, first);
         if with_keys {
             multiply_outputs(thread, first);
         }
@@ -50,7 +48,7 @@ fn dkv(
                     load_query_columns(first, chunk);
                 }
                 workgroupBarrier();
-                add_columns(OUT, chunk);
+                add_columns(OUT, chunk, IN_TILE);
             }
 #endrepeat
             workgroupBarrier();
@@ -60,9 +58,12 @@ fn dkv(
 #repeat chunk VALUE_CHUNKS
             if first_feature + chunk * WIDTH < params.value_dim {
                 workgroupBarrier();
-                load_column_features(thread, first, first_feature + chunk * WIDTH);
+                let feature = first_feature + chunk * WIDTH;
+#ifndef BROADCAST
+                load_column_features(thread, first, feature);
                 workgroupBarrier();
-                add_columns(0u, chunk);
+#endif
+                add_columns(0u, chunk, Columns(true, first, feature));
             }
 #endrepeat
         }
@@ -73,13 +74,10 @@ fn dkv(
     }
 #endif
     if on(DV) {
-        let at = row_offset(params.lse, packed_row);
-        for (var i = 0u; i < TQ; i++) {
-            let key = keys.start + row_group * TQ + i;
-            if key < keys.end {
-                store_values(at + key * params.lse.position, i, first_feature);
-            }
-        }
+        workgroupBarrier();
+        keep_sums(0u);
+        workgroupBarrier();
+        store_values(thread, row_offset(params.lse, packed_row), first_feature);
     }
     if with_keys {
         workgroupBarrier();
@@ -95,6 +93,41 @@ fn dkv(
     }
 }
 
+// What is known of the queries from `first` on, and what they see.
+fn know_queries(packed_row: u32, queries: Keys, first: u32) {
+#ifdef BROADCAST
+#repeat m COLUMN_LOADS
+    let query = first + m * LANES + row_group;
+    let stats_here = stats_of(packed_row, queries, query);
+    let seen_here = seen_of(queries, query);
+#repeat l LANES
+    stats[m * LANES + l] = subgroupBroadcast(stats_here, l);
+    seen[m * LANES + l] = Keys(subgroupBroadcast(seen_here.start, l), subgroupBroadcast(seen_here.end, l));
+#endrepeat
+#endrepeat
+#else
+#repeat j TK
+    let query = first + column_group + j * GROUPS;
+    stats[j] = stats_of(packed_row, queries, query);
+    seen[j] = seen_of(queries, query);
+#endrepeat
+#endif
+}
+
+fn stats_of(packed_row: u32, queries: Keys, query: u32) -> vec4<f32> {
+    if within(queries, query) {
+        return tables[stats_at(packed_row, query)];
+    }
+    return NO_STATS;
+}
+
+fn seen_of(queries: Keys, query: u32) -> Keys {
+    if within(queries, query) {
+        return visible(query);
+    }
+    return Keys(0u, 0u);
+}
+
 // Puts this thread's weights where other threads find them.
 fn put_weights() {
 #repeat j TK
@@ -106,13 +139,15 @@ fn put_weights() {
 #endrepeat
 }
 
-fn store_values(at: u32, i: u32, first_feature: u32) {
-    for (var c = 0u; c < OUT; c++) {
-        let feature = first_feature + (c * GROUPS + column_group) * 4u;
-        if feature < params.value_dim {
-            let to = at + feature * params.lse.feature;
+// From workgroup memory: loops over a thread's own sums that are too long to be unrolled send all of them to memory.
+fn store_values(thread: u32, at: u32, first_feature: u32) {
+    for (var i = thread; i < QT * QUADS; i += THREADS) {
+        let key = block.start + i / QUADS;
+        let feature = first_feature + i % QUADS * 4u;
+        if key < block.end && feature < params.value_dim {
+            let to = at + key * params.lse.position + feature * params.lse.feature;
             let valid = left(feature, params.value_dim);
-            var x = sums[i * SUMS + c];
+            var x = row_tile[row_quad(i / QUADS, i % QUADS)];
             if on(ADD) {
                 x += load_second(to, valid);
             }

@@ -7,7 +7,11 @@
 @compute @workgroup_size(THREADS)
 fn dq(
     @builtin(workgroup_id) group: vec3<u32>,
+#ifdef BROADCAST
+    @builtin(subgroup_invocation_id) thread: u32,
+#else
     @builtin(local_invocation_index) thread: u32,
+#endif
 ) {
     let packed_row = params.first_row + group.y;
     let start = (params.first_block + group.x) * params.block_len;
@@ -28,7 +32,7 @@ fn dq(
                 load_keys(first, chunk, false);
             }
             workgroupBarrier();
-            add_columns(0u, chunk);
+            add_columns(0u, chunk, IN_TILE);
         }
 #endrepeat
     }

@@ -12,7 +12,11 @@
 @compute @workgroup_size(THREADS)
 fn forward(
     @builtin(workgroup_id) group: vec3<u32>,
+#ifdef BROADCAST
+    @builtin(subgroup_invocation_id) thread: u32,
+#else
     @builtin(local_invocation_index) thread: u32,
+#endif
 ) {
     let packed_row = params.first_row + group.y;
     let first_feature = group.z * QUADS * 4u;
@@ -34,12 +38,15 @@ fn forward(
         workgroupBarrier();
         weigh(packed_row, first, top);
 #repeat chunk VALUE_CHUNKS
+        let feature = first_feature + chunk * WIDTH;
+#ifndef BROADCAST
         if chunk > 0u {
             workgroupBarrier();
         }
-        load_values(thread, first, first_feature + chunk * WIDTH);
+        load_values(thread, first, feature);
+#endif
         workgroupBarrier();
-        add_columns(0u, chunk);
+        add_columns(0u, chunk, Columns(true, first, feature));
 #endrepeat
     }
 

@@ -17,9 +17,10 @@ type Test = fn(&Gpu) -> Result<(), Failed>;
 
 /// Tests, and the numbers that those are dealt out by that compile many kernels or compute long. Even
 /// numbers, the first of two shares: what llvmpipe's ends of loops are told by.
-const TESTS: [(&str, Test, Option<usize>); 36] = [
+const TESTS: [(&str, Test, Option<usize>); 37] = [
     ("kernels_are_tuned", gpu_suite::autotune::autotune, Some(1)),
     ("tiles_by_rules", gpu_suite::autotune::by_rules, None),
+    ("broadcasts_where_subgroups_are_known", gpu_suite::subgroups::choice, None),
     ("matches_the_oracle", gpu_suite::oracle::every_factor, None),
     ("gradients_match_the_oracle", gpu_suite::gradients::every_factor, None),
     ("gradients_have_the_same_bits_however_split", gpu_suite::gradients::same_bits, Some(1)),

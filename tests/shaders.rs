@@ -25,6 +25,9 @@ fn module(key: &PipelineKey) -> (naga::Module, naga::valid::ModuleInfo) {
     if key.matrix.is_some() {
         needed |= Capabilities::COOPERATIVE_MATRIX;
     }
+    if key.broadcast {
+        needed |= Capabilities::SUBGROUP;
+    }
     let mut validator = Validator::new(ValidationFlags::all(), needed);
     let info = validator
         .validate(&module)
@@ -84,7 +87,11 @@ fn translates(key: &PipelineKey, validated: bool) {
     let (module, info) = module(key);
     let decided = branches::decided_by_uniforms(&module);
     assert!(decided.is_empty(), "{key}: uniforms alone decide\n{}", decided.join("\n"));
-    let options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
+    let mut options = spv::Options { bounds_check_policies: policies, ..spv::Options::default() };
+    if key.broadcast {
+        // The first version with subgroup operations.
+        options.lang_version = (1, 3);
+    }
     let words = spv::write_vec(&module, &info, &options, None).unwrap();
     if validated {
         let folder = tempfile::tempdir().unwrap();
@@ -121,9 +128,10 @@ fn translates(key: &PipelineKey, validated: bool) {
         return;
     }
     let mut text = String::new();
-    let shader_model = match key.f16_out {
-        true => hlsl::ShaderModel::V6_2,
-        false => hlsl::ShaderModel::V5_1,
+    let shader_model = match (key.f16_out, key.broadcast) {
+        (true, _) => hlsl::ShaderModel::V6_2,
+        (false, true) => hlsl::ShaderModel::V6_0,
+        (false, false) => hlsl::ShaderModel::V5_1,
     };
     let options =
         hlsl::Options { fake_missing_bindings: true, shader_model, ..hlsl::Options::default() };

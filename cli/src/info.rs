@@ -70,13 +70,17 @@ pub fn info(console: Console) -> Result<bool, BadInput> {
 
 /// The names of kernels, a line for each type of numbers and class of head sizes, with the tiles it comes in.
 fn kernels(names: &[&str]) -> Vec<String> {
-    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut lines: Vec<(String, Vec<String>)> = Vec::new();
     for name in names {
         let mut parts = name.split('-');
         let (Some(_), Some(dtype), Some(size), Some(tile)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             continue;
+        };
+        let tile = match parts.next() {
+            Some("broadcast") => format!("{tile} (broadcast)"),
+            _ => tile.to_owned(),
         };
         let head = format!("kernels {dtype}, head_dim up to {}:", size.trim_start_matches('d'));
         match lines.iter_mut().find(|(known, _)| *known == head) {
@@ -99,11 +103,14 @@ fn describe(adapter: &wgpu::Adapter) -> Value {
     ];
     let features = features.iter().filter(|(_, f)| adapter.features().contains(*f));
     // As reported: a device that is made is tested first.
-    let matrix = AdapterCaps::of(adapter).matrix;
+    let caps = AdapterCaps::of(adapter);
+    let matrix = caps.matrix;
+    let broadcasts = caps.broadcasts() && adapter.features().contains(wgpu::Features::SUBGROUP);
     let runs = |key: &PipelineKey| {
         key.check_limits(&limits).is_ok()
             && limits.max_storage_buffers_per_shader_stage >= 8
             && (key.matrix.is_none() || key.matrix == matrix)
+            && (!key.broadcast || broadcasts)
             && (!key.f16_out || adapter.features().contains(wgpu::Features::SHADER_F16))
             // Options that change no tile are no variants.
             && !key.dropout && key.features == Features::Plain && key.kernel == Kernel::Forward

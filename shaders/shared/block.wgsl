@@ -50,7 +50,7 @@ fn score_tile(thread: u32, extent: Extent, first: u32, end: u32) {
         workgroupBarrier();
         load_keys(first, chunk, true);
         workgroupBarrier();
-        add_products(0u, chunk, chunk_width(chunk));
+        add_products(0u, chunk, chunk_width(chunk), IN_TILE);
     }
 #endif
     let inside = first < extent.first.end && extent.last.start <= first && first + KT <= min(extent.first.end, params.key_len)

@@ -35,13 +35,6 @@ fn output_quad(query: u32, feature: u32) -> vec4<f32> {
     return vec4<f32>(0.0);
 }
 
-fn value_quad(key: u32, feature: u32) -> vec4<f32> {
-    if worth_loading(key) && feature < params.value_dim {
-        return load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
-    }
-    return vec4<f32>(0.0);
-}
-
 // A block of features of the rows: of the gradients by outputs, or of values.
 fn load_row_features(thread: u32, first_feature: u32) {
     for (var i = thread; i < QT * QUADS; i += THREADS) {
@@ -90,9 +83,12 @@ fn multiply_outputs(thread: u32, first: u32) {
             if feature < params.value_dim {
                 // The tile is free: of the last sums.
                 workgroupBarrier();
+#ifndef BROADCAST
                 load_column_features(thread, first, feature);
                 workgroupBarrier();
-                add_products(SECOND, chunk, (min(WIDTH, left(feature, params.value_dim)) + 3u) / 4u);
+#endif
+                let width = (min(WIDTH, left(feature, params.value_dim)) + 3u) / 4u;
+                add_products(SECOND, chunk, width, Columns(true, first, feature));
             }
         }
     }

@@ -115,19 +115,12 @@ fn load_query_columns(first: u32, chunk: u32) {
 
 // The logits of the queries from `first` on, in `scores`.
 fn score_queries(queries: Keys, first: u32) {
-#repeat j TK
-    let query = first + column_group + j * GROUPS;
-    seen[j] = Keys(0u, 0u);
-    if within(queries, query) {
-        seen[j] = visible(query);
-    }
-#endrepeat
     scores = array<f32, TQ * TK>();
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         workgroupBarrier();
         load_query_columns(first, chunk);
         workgroupBarrier();
-        add_products(0u, chunk, chunk_width(chunk));
+        add_products(0u, chunk, chunk_width(chunk), IN_TILE);
     }
     let last = first + KT - 1u;
     var inside = queries.start <= first && last < queries.end;

@@ -45,12 +45,7 @@ fn load_keys(first: u32, chunk: u32, norms: bool) {
 fn load_values(thread: u32, first: u32, first_feature: u32) {
     for (var i = thread; i < KT * CHUNK; i += THREADS) {
         let column = i / CHUNK;
-        let key = first + column;
-        let feature = first_feature + i % CHUNK * 4u;
-        var x = vec4<f32>(0.0);
-        if feature < params.value_dim && worth_loading(key) {
-            x = load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
-        }
+        let x = value_quad(first + column, first_feature + i % CHUNK * 4u);
 #ifdef MATRIX
         put_column_quad(column, i % CHUNK, x);
 #else

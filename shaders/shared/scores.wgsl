@@ -14,15 +14,24 @@ var<private> scores: array<f32, TQ * TK>;
 #ifndef MATRIX
 // Adds the products of one chunk of features, `width` quads; the rows' tensor lies `at` quads into their
 // tile.
-fn add_products(at: u32, chunk: u32, width: u32) {
+fn add_products(at: u32, chunk: u32, width: u32, place: Columns) {
     for (var c = 0u; c < width; c++) {
         // All rows of a thread have their quads in one order: one address and steps from it.
         let column_first = column_quad(column_group, c);
         let row_first = at + row_quad(row_group * TQ, chunk * CHUNK + c);
         var columns: array<vec4<f32>, TK>;
+#ifdef BROADCAST
+#repeat m COLUMN_LOADS
+        let own = quad_of(place, m * LANES + row_group, c);
+#repeat l LANES
+        columns[m * LANES + l] = subgroupBroadcast(own, l);
+#endrepeat
+#endrepeat
+#else
 #repeat j TK
         columns[j] = column_tile[column_first + j * GROUPS * CHUNK];
 #endrepeat
+#endif
 #repeat i TQ
         let row = row_tile[row_first + i * QUADS];
 #repeat j TK

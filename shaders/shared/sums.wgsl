@@ -15,15 +15,24 @@ fn clear_sums() {
 
 // Adds numbers of rows and columns, from `s_tile`, times a chunk of what the columns hold, to the sums
 // from one on.
-fn add_columns(at: u32, chunk: u32) {
+fn add_columns(at: u32, chunk: u32, place: Columns) {
     let to = at + chunk * VALUES;
     for (var column = 0u; column < KT; column++) {
         // Quads of a thread are in one order too.
         let first_quad = column_quad(column, column_group);
         var values: array<vec4<f32>, VALUES>;
+#ifdef BROADCAST
+#repeat m VALUE_LOADS
+        let own = quad_of(place, column, m * LANES + row_group);
+#repeat l LANES
+        values[m * LANES + l] = subgroupBroadcast(own, l);
+#endrepeat
+#endrepeat
+#else
 #repeat c VALUES
         values[c] = column_tile[first_quad + c * GROUPS];
 #endrepeat
+#endif
         let first = part_at(column, row_group, 0u);
 #repeat p PARTS
         // The order of parts moves all parts of a thread together.

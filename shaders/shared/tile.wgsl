@@ -214,6 +214,14 @@ fn rotated_key(raw: Pair, key: u32, chunk: u32, quad: u32) -> Pair {
 fn worth_loading(key: u32) -> bool {
     return key >= hull.start && key < min(hull.end, params.key_len) && lets(mask_at, key);
 }
+
+// Features of a value, from one on; 0 where there is none, or nobody sees it.
+fn value_quad(key: u32, feature: u32) -> vec4<f32> {
+    if worth_loading(key) && feature < params.value_dim {
+        return load_v(v_at + key * params.v.position + feature * params.v.feature, left(feature, params.value_dim));
+    }
+    return vec4<f32>(0.0);
+}
 #ifndef MATRIX
 
 // Puts what a row has at a quad of a chunk into the tile.
@@ -231,4 +239,28 @@ fn put_column(column: u32, chunk: u32, quad: u32, pair: Pair) {
         column_tile[column_quad(column, chunk_pairs(chunk) + quad)] = pair.high;
     }
 }
+
+// The columns of a product: what their tile holds; or, where threads broadcast what they load and nothing is loaded
+// twice, their values (of queries the gradients by outputs) in place, from a position and a feature on.
+struct Columns {
+    in_place: bool,
+    first: u32,
+    feature: u32,
+}
+
+const IN_TILE = Columns(false, 0u, 0u);
+#ifdef BROADCAST
+
+fn quad_of(place: Columns, column: u32, quad: u32) -> vec4<f32> {
+    if !place.in_place {
+        return column_tile[column_quad(column, quad)];
+    }
+    let feature = place.feature + quad * 4u;
+#ifdef KEY_ROWS
+    return output_quad(place.first + column, feature);
+#else
+    return value_quad(place.first + column, feature);
+#endif
+}
+#endif
 #endif

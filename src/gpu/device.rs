@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::bindings;
 use super::error::{DeviceError, PlanError};
 use super::scope::checked;
+#[cfg(not(target_arch = "wasm32"))]
+use super::shader::LANES;
 use super::shader::{Matrix, PipelineKey, Tile};
 #[cfg(not(target_arch = "wasm32"))]
 use super::tuning::Variant;
@@ -46,6 +48,14 @@ impl AdapterCaps {
     pub fn is_software(&self) -> bool {
         self.info.device_type == wgpu::DeviceType::Cpu
     }
+
+    /// Whether kernels with [`PipelineKey::broadcast`] are for it: software whose subgroups are all of 8 threads. Loads are what
+    /// costs there, and broadcasts are none. Devices need the feature `SUBGROUP` for them too.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn broadcasts(&self) -> bool {
+        let info = &self.info;
+        self.is_software() && [info.subgroup_min_size, info.subgroup_max_size] == [LANES; 2]
+    }
 }
 
 /// How kernels are chosen and work is cut.
@@ -71,6 +81,9 @@ pub struct GpuOptions {
     ///
     /// Rotated queries, rotated keys and weights are rounded to f16 then, and sums are in f32.
     pub matrix: Option<bool>,
+    /// Whether kernels may use subgroup operations, where the device has the feature `SUBGROUP`: see
+    /// [`PipelineKey::broadcast`]. A device that is made has it where that is for its adapter, and not with `false`.
+    pub subgroups: bool,
     /// The largest binding, in bytes, below the device's own limit: for tests of splitting.
     pub max_binding_bytes: Option<u64>,
     /// Workgroups of a dispatch in one dimension, below the device's own limit.
@@ -87,6 +100,7 @@ impl Default for GpuOptions {
         Self {
             tile: None,
             matrix: None,
+            subgroups: true,
             max_binding_bytes: None,
             max_workgroups: None,
             checked_shaders: false,
@@ -283,10 +297,17 @@ impl Gpu {
             return Err(DeviceError::NoAdapter { asked, present: names });
         };
         let caps = AdapterCaps::of(adapter);
+        #[cfg_attr(
+            target_arch = "wasm32",
+            expect(unused_mut, reason = "nothing is broadcast in browsers")
+        )]
+        let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        // Nobody else's shaders become another version of SPIR-V for it.
+        #[cfg(not(target_arch = "wasm32"))]
+        features.set(wgpu::Features::SUBGROUP, request.options.subgroups && caps.broadcasts());
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("local-attention"),
-            required_features: adapter.features()
-                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16),
+            required_features: adapter.features() & features,
             // All that there is: plans use what pays.
             required_limits: adapter.limits(),
             ..wgpu::DeviceDescriptor::default()
@@ -355,6 +376,16 @@ impl Gpu {
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn set_matrix_works(&self, works: bool) {
         self.shared.matrix_works.store(works, Ordering::Relaxed);
+    }
+
+    /// Whether its kernels may broadcast. No browser says how many threads its subgroups have.
+    pub(super) fn broadcasts(&self) -> bool {
+        #[cfg(target_arch = "wasm32")]
+        return false;
+        #[cfg(not(target_arch = "wasm32"))]
+        return self.options.subgroups
+            && self.caps().broadcasts()
+            && self.device().features().contains(wgpu::Features::SUBGROUP);
     }
 
     /// Dispatches recorded so far: proof that the GPU was asked.

@@ -278,6 +278,7 @@ impl Gpu {
             head_dim: shape.head_dim.next_power_of_two().max(64) as u32,
             tile: Tile::Small,
             matrix: None,
+            broadcast: false,
             vec4: layouts.vec4 && rotary_quads,
             f16_out: false,
             dropout: false,
@@ -308,7 +309,8 @@ impl Gpu {
         let tile = self.options().tile.or_else(tuned).unwrap_or(pays);
         let better = PipelineKey { tile, ..key };
         let key = PipelineKey { tile: little, ..key };
-        Ok(if self.check_key(&better).is_ok() { better } else { key })
+        let key = if self.check_key(&better).is_ok() { better } else { key };
+        Ok(key.with_broadcast(self.broadcasts()))
     }
 
     /// [`Gpu::plan`], waiting for it.
@@ -335,7 +337,7 @@ impl Gpu {
             _ => None,
         };
         if let Some(tile) = more_threads.filter(|_| self.options().tile.is_none()) {
-            let other = PipelineKey { tile, ..key };
+            let other = PipelineKey { tile, broadcast: false, ..key };
             let drops = problem.dropout > 0.0;
             let refused = loops::check(self, problem, &key, base, drops).is_err();
             if refused && self.check_key(&other).is_ok() {

@@ -37,7 +37,7 @@ fn insist(gpu: &Gpu, problem: &Problem) -> Result<(), Failed> {
     }
 }
 
-fn case(config: LocalAttentionConfig, shape: AttentionShape, seed: usize) -> Case {
+pub fn case(config: LocalAttentionConfig, shape: AttentionShape, seed: usize) -> Case {
     let mut noise = Noise::new(seed);
     let (d, dv) = (shape.head_dim, shape.value_dim);
     let batch: usize = shape.leading.iter().product();

@@ -14,6 +14,7 @@ pub mod oracle;
 pub mod own_device;
 pub mod share;
 pub mod split;
+pub mod subgroups;
 pub mod waiting;
 
 use libtest_mimic::Failed;

@@ -1,7 +1,7 @@
 //! Every pair of values of the kernels' factors, each key with at least ten random geometries.
 //! `LOCAL_ATTENTION_KEYS=all`: every key. A share of the suite has its share of keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
 use libtest_mimic::Failed;
@@ -49,11 +49,24 @@ fn covering(gpu: &Gpu, kernels: Kernels) -> Vec<PipelineKey> {
     let mut all = PipelineKey::all();
     let has_f16 = gpu.device().features().contains(wgpu::Features::SHADER_F16);
     let matrix = (kernels == Kernels::Matrices).then(|| gpu.matrix()).flatten();
+    let broadcasts = gpu.caps().broadcasts();
+    let twins = |key: &PipelineKey| {
+        [false, true].map(|broadcast| {
+            let mut twin = *key;
+            twin.broadcast = broadcast;
+            twin
+        })
+    };
+    let with_broadcast: BTreeSet<_> =
+        all.iter().filter(|key| key.broadcast).flat_map(twins).collect();
     all.retain(|key| {
         if key.matrix != matrix {
             return false;
         }
         // Taken wherever it can be.
+        if key.broadcast != (broadcasts && with_broadcast.contains(key)) {
+            return false;
+        }
         if key.storage == Storage::F16 && !key.vec4 && key.f16_out != has_f16 {
             return false;
         }
@@ -63,7 +76,7 @@ fn covering(gpu: &Gpu, kernels: Kernels) -> Vec<PipelineKey> {
     if std::env::var("LOCAL_ATTENTION_KEYS").is_ok_and(|keys| keys == "all") {
         return all;
     }
-    let mut open: std::collections::BTreeSet<_> = all.iter().flat_map(pairs).collect();
+    let mut open: BTreeSet<_> = all.iter().flat_map(pairs).collect();
     let mut chosen = Vec::new();
     while !open.is_empty() {
         let gain = |key: &&PipelineKey| pairs(key).iter().filter(|p| open.contains(p)).count();
@@ -116,7 +129,9 @@ pub fn each_geometry(
 ) -> Result<(), Failed> {
     let share = Share::from_env()?;
     let dealt = covering(gpu, kernels).into_iter().enumerate();
-    let chosen: Vec<_> = dealt.filter(|(n, _)| share.has(*n)).map(|(_, key)| key).collect();
+    // The other adapter has no kernels with broadcasts.
+    let chosen = dealt.filter(|(n, key)| share.has(*n) || key.broadcast);
+    let chosen: Vec<_> = chosen.map(|(_, key)| key).collect();
     assert!(!chosen.is_empty(), "no kernel");
     let mut hits: BTreeMap<PipelineKey, usize> = chosen.iter().map(|key| (*key, 0)).collect();
     let mut failures = Vec::new();
@@ -127,7 +142,7 @@ pub fn each_geometry(
         if !rare && hits.values().all(|&n| n >= LEAST) {
             break;
         }
-        if seed == 20_000 {
+        if seed == 40_000 {
             hits.retain(|_, n| *n < LEAST);
             return Err(format!("too few geometries of {hits:?}, {situations:?}").into());
         }

@@ -167,6 +167,9 @@ pub struct PipelineKey {
     pub tile: Tile,
     /// The matrices that its products are of: forward passes on f16 tensors alone have such.
     pub matrix: Option<Matrix>,
+    /// Whether a workgroup is one subgroup of 8 threads, which load each column of a tile once and broadcast it: of
+    /// [`Tile::Short`] and [`Tile::Tall`], on software adapters with such subgroups.
+    pub broadcast: bool,
     /// Whether tensors are read four features at a time.
     pub vec4: bool,
     /// Whether the output is written as single 16-bit floats, for which the device has `SHADER_F16`: its
@@ -193,6 +196,7 @@ impl PipelineKey {
             head_dim: 64,
             tile: Tile::Small,
             matrix: None,
+            broadcast: false,
             vec4: false,
             f16_out: false,
             dropout: false,
@@ -240,6 +244,12 @@ impl PipelineKey {
             }));
         }
         all.extend([Kernel::Mask, Kernel::Fold].map(|kernel| plain.with_kernel(kernel)));
+        // No browser knows which subgroups there are.
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let same = all.clone().into_iter().map(|key| key.with_broadcast(true));
+            all.extend(same.filter(|key| key.broadcast));
+        }
         #[cfg(not(target_arch = "wasm32"))]
         all.extend(plain.with_matrices());
         all
@@ -273,7 +283,8 @@ impl PipelineKey {
     /// Its label, but for the tile: what tuning chooses among.
     #[cfg(not(target_arch = "wasm32"))]
     pub(in crate::gpu) fn without_tile(&self) -> String {
-        self.to_string().replacen(&format!("-{}", self.tile.name()), "", 1)
+        let tile = format!("-{}", self.tile.name());
+        Self { broadcast: false, ..*self }.to_string().replacen(&tile, "", 1)
     }
 
     /// The key of another kernel for the same problem: what its text does not depend on is one thing for all.
@@ -283,6 +294,7 @@ impl PipelineKey {
             head_dim: 64,
             tile: Tile::Small,
             matrix: None,
+            broadcast: false,
             features: Features::Plain,
             dropout: false,
             arena: Arena::NONE,
@@ -299,8 +311,10 @@ impl PipelineKey {
             Kernel::Bias => {
                 let features = Features::All;
                 Self { kernel, matrix: None, features, arena: Arena::NONE, f16_out: false, ..self }
+                    .with_broadcast(false)
             }
-            _ => Self { kernel, matrix: None, arena: Arena::NONE, f16_out: false, ..self },
+            _ => Self { kernel, matrix: None, arena: Arena::NONE, f16_out: false, ..self }
+                .with_broadcast(self.broadcast),
         }
     }
 }
@@ -315,6 +329,9 @@ impl fmt::Display for PipelineKey {
         match self.matrix {
             Some(matrix) => write!(f, "{matrix}")?,
             None => f.write_str(self.tile.name())?,
+        }
+        if self.broadcast {
+            f.write_str("-broadcast")?;
         }
         let features = match self.features {
             Features::Plain => "",

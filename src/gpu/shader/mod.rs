@@ -8,6 +8,8 @@ mod tile;
 
 pub use key::{Arena, Features, Kernel, MAX_HEAD_DIM, PipelineKey, Storage};
 pub use matrix::Matrix;
+#[cfg(not(target_arch = "wasm32"))]
+pub(in crate::gpu) use tile::LANES;
 pub use tile::Tile;
 
 /// The sources, by the name they are imported by.
@@ -74,6 +76,7 @@ impl PipelineKey {
             (degenerate, "DEGENERATE"),
             (self.kernel == Kernel::Dkv, "KEY_ROWS"),
             (self.matrix.is_some(), "MATRIX"),
+            (self.broadcast, "BROADCAST"),
         ] {
             if on {
                 defined.push(name);

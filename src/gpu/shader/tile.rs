@@ -8,6 +8,9 @@ use crate::gpu::params;
 /// Keys of a tile.
 const KEYS: u32 = 32;
 
+/// Threads of the subgroups that kernels with broadcasts are for.
+pub(in crate::gpu) const LANES: u32 = 8;
+
 /// How much a workgroup computes at a time. Threads hold 8 queries by 4 keys (fewer queries with a
 /// head_dim above 64 and 128, so that registers hold the output).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,11 +21,11 @@ pub enum Tile {
     Small,
     /// 64 threads, 64 queries by 32 keys, 64 features at a time: within 32 KiB.
     Large,
-    /// As small with 8 threads of 8 queries by 16 keys: what `Tall` is to `Large`, within 16 KiB.
+    /// As small with 8 threads of 8 queries by 16 keys (4 by 32 with [`PipelineKey::broadcast`]): what `Tall` is to `Large`, within 16 KiB.
     Short,
     /// As large with 8 threads of 16 queries by 16 keys (16 threads of 8 keys with a head_dim above 64; 32 of 4 in
     /// kernels with all features): far fewer loads, more registers than a GPU has. Pays where registers are a
-    /// processor's memory.
+    /// processor's memory. With [`PipelineKey::broadcast`] 8 threads of 8 queries by 32 keys.
     Tall,
 }
 
@@ -95,13 +98,23 @@ impl PipelineKey {
 
     /// As many rows of a thread as there is room for.
     fn whole_queries(&self) -> u32 {
-        self.tile.thread_queries() * 64 / self.head_dim.clamp(64, 256) / self.row_tiles()
+        let groups = if self.broadcast { LANES } else { self.tile.row_groups() };
+        self.tile_queries() / groups
+    }
+
+    /// Rows of the tile.
+    fn tile_queries(&self) -> u32 {
+        let rows = self.tile.thread_queries() * self.tile.row_groups();
+        rows * 64 / self.head_dim.clamp(64, 256) / self.row_tiles()
     }
 
     /// Groups of threads that share rows.
     fn row_groups(&self) -> u32 {
         if let Some(matrix) = self.matrix {
             return matrix.threads() / self.groups();
+        }
+        if self.broadcast {
+            return LANES;
         }
         self.tile.row_groups() * self.whole_queries() / self.thread_queries()
     }
@@ -110,14 +123,29 @@ impl PipelineKey {
     /// columns each: loads are what costs there, and two numbers are loaded for their product. Of kernels that
     /// do little else than products: the code grows with it.
     fn groups(&self) -> u32 {
-        let products = matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv);
         match self.tile {
             _ if self.matrix.is_some() => 8,
-            Tile::Short | Tile::Tall if products && self.features != Features::All => {
+            _ if self.broadcast => 1,
+            Tile::Short | Tile::Tall if self.mostly_products() => {
                 if self.head_dim <= 64 && self.kernel != Kernel::Dkv { 2 } else { 4 }
             }
             _ => 8,
         }
+    }
+
+    /// Whether it does little else than products.
+    fn mostly_products(&self) -> bool {
+        matches!(self.kernel, Kernel::Forward | Kernel::Dq | Kernel::Dkv)
+            && self.features != Features::All
+    }
+
+    /// The same, with broadcasts where they are `possible` and its tile is one that pays with them: each thread of the
+    /// subgroup has rows of its own, two at least.
+    pub(in crate::gpu) fn with_broadcast(self, possible: bool) -> Self {
+        let fits = self.matrix.is_none()
+            && matches!(self.tile, Tile::Short | Tile::Tall)
+            && self.mostly_products();
+        Self { broadcast: possible && fits && self.tile_queries() >= 2 * LANES, ..self }
     }
 
     /// Columns of a thread.
@@ -171,6 +199,12 @@ impl PipelineKey {
             ("OUT", self.head_dim / 4 / self.groups()),
         ];
         counts.extend(self.matrices());
+        // Of text that is left out where nothing is broadcast.
+        counts.extend([
+            ("LANES", LANES),
+            ("COLUMN_LOADS", KEYS / LANES),
+            ("VALUE_LOADS", self.chunk() / LANES),
+        ]);
         counts
     }
 
@@ -198,6 +232,9 @@ impl PipelineKey {
         if let Some(Matrix { side, lanes, .. }) = self.matrix {
             all.extend([("SIDE", side), ("LANES", lanes)]);
             all.extend(self.matrices());
+        }
+        if self.broadcast {
+            all.push(("LANES", LANES));
         }
         all
     }
