@@ -5,8 +5,8 @@ use half::f16;
 use local_attention::cpu::Cpu;
 use local_attention::gpu::{DeviceError, Gpu, GpuElement, Layouts, RequestOptions, Storage};
 use local_attention::{
-    BackwardInputs, Call, Engine, Forward, Gradients, HostInputs, HostTensor, LocalAttention,
-    Problem, Reference,
+    BackwardInputs, Call, Engine, Forward, Gradients, HostInputs, LocalAttention, Problem,
+    Reference,
 };
 
 use crate::case::{Array, Case, Data, Dtype, Want};
@@ -155,6 +155,12 @@ impl Chosen {
         }
     }
 
+    /// The adapter that it computes on.
+    pub fn adapter(&self) -> Option<&str> {
+        let Self::Gpu(gpu) = self else { return None };
+        Some(&gpu.caps().info.name)
+    }
+
     /// Whether it computes on inputs of this type: F64 is the oracle's alone.
     fn takes(&self, dtype: Dtype) -> bool {
         dtype != Dtype::F64 || matches!(self, Self::Reference)
@@ -214,17 +220,13 @@ fn on_host<T: Want>(
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
 ) -> Result<Computed, BadInput> {
-    computed(case, attention, wrap, |problem, inputs, dout| {
-        let forward = engine.forward(problem, inputs, call)?;
-        let gradients = match dout {
-            None => None,
-            Some(dout) => {
-                let saved = BackwardInputs::new(problem, &forward, dout)?;
-                Some(engine.backward(problem, inputs, &saved, call)?)
-            }
-        };
-        Ok((forward, gradients))
-    })
+    computed(
+        case,
+        attention,
+        wrap,
+        |problem, inputs| Ok(engine.forward(problem, inputs, call)?),
+        |problem, inputs, saved| Ok(engine.backward(problem, inputs, saved, call)?),
+    )
 }
 
 fn on_gpu<T: Want + GpuElement>(
@@ -234,38 +236,39 @@ fn on_gpu<T: Want + GpuElement>(
     call: &Call,
     wrap: fn(Vec<T>) -> Data,
 ) -> Result<Computed, BadInput> {
-    computed(case, attention, wrap, |problem, inputs, dout| {
-        let forward = gpu.forward_blocking(problem, inputs, call)?;
-        let gradients = match dout {
-            None => None,
-            Some(dout) => {
-                let saved = BackwardInputs::new(problem, &forward, dout)?;
-                Some(gpu.backward_blocking(problem, inputs, &saved, call)?)
-            }
-        };
-        Ok((forward, gradients))
-    })
+    computed(
+        case,
+        attention,
+        wrap,
+        |problem, inputs| Ok(gpu.forward_blocking(problem, inputs, call)?),
+        |problem, inputs, saved| Ok(gpu.backward_blocking(problem, inputs, saved, call)?),
+    )
 }
 
-/// What an engine gives for a problem, inputs and `dout`.
+/// What an engine gives for a case.
 fn computed<T: Want>(
     case: &Case,
     attention: &LocalAttention,
     wrap: fn(Vec<T>) -> Data,
-    engine: impl FnOnce(
+    forward: impl FnOnce(&Problem, &HostInputs<'_, T>) -> Result<Forward<T>, BadInput>,
+    backward: impl FnOnce(
         &Problem,
         &HostInputs<'_, T>,
-        Option<HostTensor<'_, T>>,
-    ) -> Result<(Forward<T>, Option<Gradients<T>>), BadInput>,
+        &BackwardInputs<'_, T>,
+    ) -> Result<Gradients<T>, BadInput>,
 ) -> Result<Computed, BadInput> {
     let (mut problem, inputs) = case.prepare(attention)?;
     let dout = case.dout::<T>(&problem)?;
     if dout.is_some() {
         problem = attention.problem(&problem.shape().clone().with_lse())?;
     }
-    let (forward, gradients) = engine(&problem, &inputs, dout)?;
-    let gradients = gradients.map_or_else(Vec::new, |g| case.unpacked(g, wrap));
-    Ok(Computed { out: shaped(case, problem.shape().value_dim, wrap(forward.out))?, gradients })
+    let result = forward(&problem, &inputs)?;
+    let mut gradients = Vec::new();
+    if let Some(dout) = dout {
+        let saved = BackwardInputs::new(&problem, &result, dout)?;
+        gradients = case.unpacked(backward(&problem, &inputs, &saved)?, wrap);
+    }
+    Ok(Computed { out: shaped(case, problem.shape().value_dim, wrap(result.out))?, gradients })
 }
 
 /// Leading dimensions as q has them, though k and v may have been packed.

@@ -321,6 +321,7 @@ fn report(verdict: &Verdict, name: &str, engine: &Chosen, console: Console) {
         &json!({
             "case": name,
             "backend": engine.name(),
+            "adapter": engine.adapter(),
             "tensor": tensor,
             "compared": compared,
             // JSON has no infinity: null.

@@ -119,6 +119,7 @@ pub fn run(args: &RunArgs, console: Console) -> Result<bool, BadInput> {
         &json!({
             "output": path,
             "backend": chosen.name(),
+            "adapter": chosen.adapter(),
             "rotary": attention.rotary(),
             "quirks": attention.quirks(),
             "dropout": call.dropout.is_some() && attention.config().dropout > 0.0,

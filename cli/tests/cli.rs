@@ -90,7 +90,9 @@ fn run_writes_the_result_and_says_what_it_does() {
     assert_eq!(auto[..2], [-1.0, -0.75]);
     for backend in ["cpu", "reference", "reference-f32"] {
         let out = run(&["run", &case, "-o", &to, "--backend", backend, "--json"]);
-        assert_eq!((out.status, objects(&out.stdout)[0]["backend"].as_str()), (0, Some(backend)));
+        let said = &objects(&out.stdout)[0];
+        assert_eq!((out.status, said["backend"].as_str()), (0, Some(backend)));
+        assert_eq!(said.get("adapter"), Some(&Value::Null));
         let (_, x) = read(&to, "out");
         assert!(x.iter().zip(&auto).all(|(a, b)| (a - b).abs() < 1e-6));
     }

@@ -17,7 +17,6 @@ var<private> scores: array<f32, TQ * TK>;
 fn add_products(at: u32, chunk: u32, width: u32, place: Columns) {
     for (var c = 0u; c < width; c++) {
         // All rows of a thread have their quads in one order: one address and steps from it.
-        let column_first = column_quad(column_group, c);
         let row_first = at + row_quad(row_group * TQ, chunk * CHUNK + c);
         var columns: array<vec4<f32>, TK>;
 #ifdef BROADCAST
@@ -28,6 +27,7 @@ fn add_products(at: u32, chunk: u32, width: u32, place: Columns) {
 #endrepeat
 #endrepeat
 #else
+        let column_first = column_quad(column_group, c);
 #repeat j TK
         columns[j] = column_tile[column_first + j * GROUPS * CHUNK];
 #endrepeat

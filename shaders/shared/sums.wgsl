@@ -18,8 +18,6 @@ fn clear_sums() {
 fn add_columns(at: u32, chunk: u32, place: Columns) {
     let to = at + chunk * VALUES;
     for (var column = 0u; column < KT; column++) {
-        // Quads of a thread are in one order too.
-        let first_quad = column_quad(column, column_group);
         var values: array<vec4<f32>, VALUES>;
 #ifdef BROADCAST
 #repeat m VALUE_LOADS
@@ -29,6 +27,8 @@ fn add_columns(at: u32, chunk: u32, place: Columns) {
 #endrepeat
 #endrepeat
 #else
+        // Quads of a thread are in one order too.
+        let first_quad = column_quad(column, column_group);
 #repeat c VALUES
         values[c] = column_tile[first_quad + c * GROUPS];
 #endrepeat

@@ -103,7 +103,7 @@ impl Gpu {
             Err(e) => cache_error = Some(e.to_string()),
         }
         let key = self.key(problem, layouts)?;
-        let of = (self.tile_key(problem, layouts)?.without_tile(), geometry(problem));
+        let of = self.tuning_of(&self.tile_key(problem, layouts)?, problem);
         let options = self.options();
         let forced = options.tile.is_some() || options.matrix == Some(true);
         if forced || self.known(&of).is_some() {
@@ -124,6 +124,12 @@ impl Gpu {
             cache_error = Some(e.to_string());
         }
         Ok(Tuned { key: fastest, measured, cache_error })
+    }
+
+    /// What a choice is for: the kernel but for its tile, with what of it may broadcast, and the problem's sizes.
+    pub(super) fn tuning_of(&self, key: &PipelineKey, problem: &Problem) -> (String, String) {
+        let broadcast = if self.broadcasts() { "-broadcast" } else { "" };
+        (key.without_tile() + broadcast, geometry(problem))
     }
 
     /// Seconds a forward pass with each kernel that can carry it out.

@@ -206,7 +206,8 @@ impl Gpu {
 
     /// On the caller's device. Its callbacks for errors and loss are left alone. Where it has the feature
     /// `EXPERIMENTAL_COOPERATIVE_MATRIX` and `caps` say so, a small product is computed on it first: without the right result
-    /// no kernel uses matrix units ([`Gpu::matrix`]). Natively what `caps` say of the adapter's name and kind is read from
+    /// no kernel uses matrix units ([`Gpu::matrix`]). Where it has the feature `SUBGROUP`, software adapters are faster
+    /// ([`AdapterCaps::broadcasts`]). Natively what `caps` say of the adapter's name and kind is read from
     /// the device once more. Device, queue and all buffers must be of one
     /// device: wgpu takes what belongs to another instance for something else, or panics.
     ///
@@ -302,7 +303,7 @@ impl Gpu {
             expect(unused_mut, reason = "nothing is broadcast in browsers")
         )]
         let mut features = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
-        // Nobody else's shaders become another version of SPIR-V for it.
+        // For no other: with it wgpu asks drivers to let subgroups vary in size.
         #[cfg(not(target_arch = "wasm32"))]
         features.set(wgpu::Features::SUBGROUP, request.options.subgroups && caps.broadcasts());
         let descriptor = wgpu::DeviceDescriptor {

@@ -5,7 +5,7 @@ use half::f16;
 use super::autotune::random_inputs;
 use super::device::{AdapterCaps, Gpu, GpuOptions};
 use super::error::GpuError;
-use super::plan::{Layouts, geometry};
+use super::plan::Layouts;
 use super::shader::{Matrix, PipelineKey, Storage, Tile};
 use super::tuning::Variant;
 use crate::{
@@ -76,7 +76,7 @@ impl Gpu {
         let matrix = Some(self.matrix()?);
         let options = self.options();
         // What software calls matrix units are loops.
-        let pays = || match self.known(&(key.without_tile(), geometry(problem))) {
+        let pays = || match self.known(&self.tuning_of(key, problem)) {
             Some(variant) => variant == Variant::Matrix,
             None => !self.caps().is_software(),
         };
@@ -84,7 +84,7 @@ impl Gpu {
         let xpos = problem.rotary.as_ref().is_some_and(|r| r.xpos_scale_base.is_some());
         let can = key.storage == Storage::F16 && problem.shape.head_dim <= MAX_HEAD_DIM && !xpos;
         let tile = Tile::Small;
-        (wanted && can).then_some(PipelineKey { matrix, tile, ..*key })
+        (wanted && can).then_some(PipelineKey { matrix, tile, broadcast: false, ..*key })
     }
 
     /// Finds out whether matrix units work: a small problem on them, against the host.

@@ -302,7 +302,7 @@ impl Gpu {
         #[cfg(target_arch = "wasm32")]
         let tuned = || None;
         #[cfg(not(target_arch = "wasm32"))]
-        let tuned = || match self.known(&(key.without_tile(), geometry(problem)))? {
+        let tuned = || match self.known(&self.tuning_of(&key, problem))? {
             Variant::Tile(tile) => Some(tile),
             Variant::Matrix => None,
         };

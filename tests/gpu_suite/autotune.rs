@@ -38,6 +38,7 @@ pub fn autotune(suite: &Gpu) -> Result<(), Failed> {
     assert_eq!(matrices, usize::from(suite.matrix().is_some()));
     let mut by_rules = another(suite)?.key(&problem, &layouts).map_err(fail)?;
     (by_rules.tile, by_rules.matrix) = (fastest.tile, fastest.matrix);
+    by_rules.broadcast = fastest.broadcast;
     assert_eq!(tuned.key, by_rules);
 
     // By the same engine, and by another one with the cache.

@@ -60,18 +60,20 @@ fn flat<T: Element<Accumulator = f32>>(g: &Gradients<T>) -> Vec<(Vec<usize>, Vec
     all.map(one).collect()
 }
 
+/// The gradients of a case whose `lse` is asked for, against the oracle's; nothing where the engine refused.
+pub fn compare<T: GpuElement>(gpu: &Gpu, case: &Case, inputs: &HostInputs<'_, T>) -> Empty
+where
+    Cpu: Engine<T>,
+{
+    let truth = Truth::new(case, inputs);
+    let Some(got) = gradients(gpu, case, inputs, &truth.dout)? else { return Ok(None) };
+    truth.check(&got)?;
+    let lse = forward_of(case, inputs).lse.unwrap();
+    Ok(Some((lse.iter().filter(|x| **x == DEGENERATE).count(), lse.len())))
+}
+
 /// The covering array, with ten geometries each.
 pub fn every_factor(gpu: &Gpu) -> Result<(), Failed> {
-    fn compare<T: GpuElement>(gpu: &Gpu, case: &Case, inputs: &HostInputs<'_, T>) -> Empty
-    where
-        Cpu: Engine<T>,
-    {
-        let truth = Truth::new(case, inputs);
-        let Some(got) = gradients(gpu, case, inputs, &truth.dout)? else { return Ok(None) };
-        truth.check(&got)?;
-        let lse = forward_of(case, inputs).lse.unwrap();
-        Ok(Some((lse.iter().filter(|x| **x == DEGENERATE).count(), lse.len())))
-    }
     each_geometry(gpu, Kernels::Gradients, &|gpu, key, case| -> Compared {
         let mut case = case.clone();
         case.shape = case.shape.with_lse();

@@ -94,7 +94,7 @@ fn forward(gpu: &Gpu, case: &Case) -> Result<Option<(Forward<f32>, bool)>, Faile
     }
 }
 
-/// The same of the tile whose threads share queries by two, in a kernel of its own: `same_bits` has few tiles in a share.
+/// The same of the tile whose threads share queries by two or not at all, in a kernel of its own: `same_bits` has few tiles in a share.
 pub fn same_bits_of_tall(gpu: &Gpu) -> Result<(), Failed> {
     let mut options = gpu.options().clone();
     options.tile = Some(Tile::Tall);

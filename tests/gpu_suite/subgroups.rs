@@ -4,6 +4,7 @@ use libtest_mimic::Failed;
 use local_attention::gpu::{AdapterCaps, Gpu, GpuOptions, RequestOptions, Storage, Tile, wgpu};
 use local_attention::{AttentionShape, LocalAttentionConfig};
 
+use super::gradients;
 use super::matrix::case;
 use super::oracle::compare;
 use super::{adapter_of, fail, padded};
@@ -46,6 +47,17 @@ pub fn choice(gpu: &Gpu) -> Result<(), Failed> {
                 compare::<f32>(&gpu, &rotary, &rotary.inputs())?;
             }
         }
+    }
+
+    // Values of several blocks, the last of them no whole one: of kernels that broadcast no other test has any.
+    let config = LocalAttentionConfig::new(24).causal(true).look_backward(2).dim(32);
+    let wide = case(config, AttentionShape::new([2], 96, 32).with_value_dim(200), 8);
+    let tall = with(gpu, Tile::Tall, true);
+    assert_eq!(chosen(&tall, &wide)?, can);
+    if can {
+        let forward = compare::<f32>(&tall, &wide, &wide.inputs())?;
+        let backward = gradients::compare::<f32>(&tall, &wide, &wide.inputs())?;
+        assert!(forward.is_some() && backward.is_some(), "refused");
     }
 
     // A device without the feature, whatever its adapter has.

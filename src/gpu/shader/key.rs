@@ -168,7 +168,8 @@ pub struct PipelineKey {
     /// The matrices that its products are of: forward passes on f16 tensors alone have such.
     pub matrix: Option<Matrix>,
     /// Whether a workgroup is one subgroup of 8 threads, which load each column of a tile once and broadcast it: of
-    /// [`Tile::Short`] and [`Tile::Tall`], on software adapters with such subgroups.
+    /// [`Tile::Short`] and [`Tile::Tall`], on software adapters with such subgroups, in forward passes and `dq` and `dkv` without
+    /// rarer options, where a thread has two rows at least and head_dim is at most 128.
     pub broadcast: bool,
     /// Whether tensors are read four features at a time.
     pub vec4: bool,

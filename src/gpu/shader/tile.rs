@@ -25,7 +25,8 @@ pub enum Tile {
     Short,
     /// As large with 8 threads of 16 queries by 16 keys (16 threads of 8 keys with a head_dim above 64; 32 of 4 in
     /// kernels with all features): far fewer loads, more registers than a GPU has. Pays where registers are a
-    /// processor's memory. With [`PipelineKey::broadcast`] 8 threads of 8 queries by 32 keys.
+    /// processor's memory. With [`PipelineKey::broadcast`] 8 threads of 8 queries by 32 keys (4 queries above 64, and
+    /// half as many of gradients).
     Tall,
 }
 
@@ -139,13 +140,12 @@ impl PipelineKey {
             && self.features != Features::All
     }
 
-    /// The same, with broadcasts where they are `possible` and its tile is one that pays with them: each thread of the
-    /// subgroup has rows of its own, two at least.
+    /// The same, with broadcasts where they are `possible` and pay: each thread of the subgroup has rows of its own, two at
+    /// least, and no more output than the 32 vec4s a row that Mesa unrolls loops over (with 64 they go to memory).
     pub(in crate::gpu) fn with_broadcast(self, possible: bool) -> Self {
-        let fits = self.matrix.is_none()
-            && matches!(self.tile, Tile::Short | Tile::Tall)
-            && self.mostly_products();
-        Self { broadcast: possible && fits && self.tile_queries() >= 2 * LANES, ..self }
+        let tall = matches!(self.tile, Tile::Short | Tile::Tall) && self.matrix.is_none();
+        let fits = self.head_dim <= 128 && self.tile_queries() >= 2 * LANES;
+        Self { broadcast: possible && tall && fits && self.mostly_products(), ..self }
     }
 
     /// Columns of a thread.
