@@ -74,10 +74,20 @@ fn dkv(
     }
 #endif
     if on(DV) {
+        let at = row_offset(params.lse, packed_row);
+#ifdef BROADCAST
         workgroupBarrier();
         keep_sums(0u);
         workgroupBarrier();
-        store_values(thread, row_offset(params.lse, packed_row), first_feature);
+        store_kept_values(thread, at, first_feature);
+#else
+        for (var i = 0u; i < TQ; i++) {
+            let key = keys.start + row_group * TQ + i;
+            if key < keys.end {
+                store_values(at + key * params.lse.position, i, first_feature);
+            }
+        }
+#endif
     }
     if with_keys {
         workgroupBarrier();
@@ -93,39 +103,32 @@ fn dkv(
     }
 }
 
-// What is known of the queries from `first` on, and what they see.
+// What is known of the queries from `first` on; where it is broadcast, with what they see.
 fn know_queries(packed_row: u32, queries: Keys, first: u32) {
 #ifdef BROADCAST
 #repeat m COLUMN_LOADS
     let query = first + m * LANES + row_group;
-    let stats_here = stats_of(packed_row, queries, query);
-    let seen_here = seen_of(queries, query);
+    let own = stats_of(packed_row, queries, query);
+    let sees = seen_of(queries, query);
 #repeat l LANES
-    stats[m * LANES + l] = subgroupBroadcast(stats_here, l);
-    seen[m * LANES + l] = Keys(subgroupBroadcast(seen_here.start, l), subgroupBroadcast(seen_here.end, l));
+    stats[m * LANES + l] = subgroupBroadcast(own, l);
+    seen[m * LANES + l] = Keys(subgroupBroadcast(sees.start, l), subgroupBroadcast(sees.end, l));
 #endrepeat
 #endrepeat
 #else
 #repeat j TK
-    let query = first + column_group + j * GROUPS;
-    stats[j] = stats_of(packed_row, queries, query);
-    seen[j] = seen_of(queries, query);
+    stats[j] = stats_of(packed_row, queries, first + column_group + j * GROUPS);
 #endrepeat
 #endif
 }
 
 fn stats_of(packed_row: u32, queries: Keys, query: u32) -> vec4<f32> {
+    // One return: inlined, several are loops, which SwiftShader takes minutes to compile.
+    var known = NO_STATS;
     if within(queries, query) {
-        return tables[stats_at(packed_row, query)];
+        known = tables[stats_at(packed_row, query)];
     }
-    return NO_STATS;
-}
-
-fn seen_of(queries: Keys, query: u32) -> Keys {
-    if within(queries, query) {
-        return visible(query);
-    }
-    return Keys(0u, 0u);
+    return known;
 }
 
 // Puts this thread's weights where other threads find them.
@@ -139,21 +142,36 @@ fn put_weights() {
 #endrepeat
 }
 
-// From workgroup memory: loops over a thread's own sums that are too long to be unrolled send all of them to memory.
-fn store_values(thread: u32, at: u32, first_feature: u32) {
+#ifdef BROADCAST
+// From workgroup memory: a loop over a thread's own sums that Mesa does not unroll sends all of them to memory.
+fn store_kept_values(thread: u32, at: u32, first_feature: u32) {
     for (var i = thread; i < QT * QUADS; i += THREADS) {
         let key = block.start + i / QUADS;
         let feature = first_feature + i % QUADS * 4u;
         if key < block.end && feature < params.value_dim {
-            let to = at + key * params.lse.position + feature * params.lse.feature;
-            let valid = left(feature, params.value_dim);
-            var x = row_tile[row_quad(i / QUADS, i % QUADS)];
-            if on(ADD) {
-                x += load_second(to, valid);
-            }
-            store_second(to, valid, x);
+            let x = row_tile[row_quad(i / QUADS, i % QUADS)];
+            add_second(at + key * params.lse.position + feature * params.lse.feature, left(feature, params.value_dim), x);
         }
     }
+}
+#else
+fn store_values(at: u32, i: u32, first_feature: u32) {
+    for (var c = 0u; c < OUT; c++) {
+        let feature = first_feature + (c * GROUPS + column_group) * 4u;
+        if feature < params.value_dim {
+            add_second(at + feature * params.lse.feature, left(feature, params.value_dim), sums[i * SUMS + c]);
+        }
+    }
+}
+#endif
+
+// As `add_first`, of the other result.
+fn add_second(at: u32, valid: u32, sum: vec4<f32>) {
+    var x = sum;
+    if on(ADD) {
+        x += load_second(at, valid);
+    }
+    store_second(at, valid, x);
 }
 
 // From the sums over queries to the gradients by keys as scores saw them, but for their length.

@@ -113,8 +113,22 @@ fn load_query_columns(first: u32, chunk: u32) {
     }
 }
 
+// What a query sees: nothing where it is not one of those that are computed.
+fn seen_of(queries: Keys, query: u32) -> Keys {
+    var keys = Keys(0u, 0u);
+    if within(queries, query) {
+        keys = visible(query);
+    }
+    return keys;
+}
+
 // The logits of the queries from `first` on, in `scores`.
 fn score_queries(queries: Keys, first: u32) {
+#ifndef BROADCAST
+#repeat j TK
+    seen[j] = seen_of(queries, first + column_group + j * GROUPS);
+#endrepeat
+#endif
     scores = array<f32, TQ * TK>();
     for (var chunk = 0u; chunk < chunks(); chunk++) {
         workgroupBarrier();
